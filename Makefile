@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+
+GO      ?= go
+MODULE  := github.com/overlaybd-go/overlaybd
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+export CGO_ENABLED ?= 0
+
+.PHONY: all build setup test fuzz bench lint fmt proto clean help
+
+all: build
+
+build: ## build every command, static, into bin/
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+setup: ## install what tests and demo need, from Debian's packages
+	./tests/setup.sh
+
+test: setup ## run every test with the race detector; needs root
+	CGO_ENABLED=1 REQUIRE=root,fuse,loop,golden $(GO) test -race -timeout 30m ./...
+
+fuzz: ## run every fuzz target for FUZZTIME (30s)
+	./tests/fuzz.sh
+
+bench: ## run the benchmarks; ratios are within one run
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+proto: ## regenerate the block API's gRPC code; needs protoc 3.21
+	GOBIN=$(CURDIR)/bin $(GO) install google.golang.org/protobuf/cmd/protoc-gen-go
+	GOBIN=$(CURDIR)/bin $(GO) install google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
+	PATH=$(CURDIR)/bin:$$PATH protoc --go_out=. --go_opt=module=$(MODULE) --go-grpc_out=. --go-grpc_opt=module=$(MODULE) daemon/blockapi/blockapi.proto
+
+lint: ## run the linters
+	golangci-lint run ./...
+
+fmt: ## format the code
+	golangci-lint fmt ./...
+
+clean: ## remove what build made
+	rm -rf bin
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12

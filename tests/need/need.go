@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package need gates tests on what the machine offers. A test that calls
+// need.FUSE(t) is skipped where FUSE is missing, and fails there when the
+// environment variable REQUIRE lists it (REQUIRE=fuse,loop,golden), so that CI
+// cannot pass by skipping.
+package need
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// Root skips the test unless it runs as root.
+func Root(t testing.TB) {
+	t.Helper()
+	check(t, "root", os.Geteuid() == 0, "the test must run as root")
+}
+
+// FUSE skips the test unless the process may mount FUSE file systems.
+func FUSE(t testing.TB) {
+	t.Helper()
+	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err == nil {
+		_ = f.Close()
+	}
+	check(t, "fuse", err == nil && os.Geteuid() == 0, "/dev/fuse cannot be opened by root")
+}
+
+// Loop skips the test unless the process may set up loop devices.
+func Loop(t testing.TB) {
+	t.Helper()
+	f, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err == nil {
+		_ = f.Close()
+	}
+	check(t, "loop", err == nil && os.Geteuid() == 0, "/dev/loop-control cannot be opened by root")
+}
+
+// Command skips the test unless the program name is on PATH or in the system's
+// sbin folders, and returns its path.
+func Command(t testing.TB, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	for _, dir := range []string{"/usr/sbin", "/sbin"} {
+		if err == nil {
+			break
+		}
+		path, err = exec.LookPath(filepath.Join(dir, name))
+	}
+	check(t, name, err == nil, name+" is not installed")
+	return path
+}
+
+// check skips t when the capability name is absent, or fails it when REQUIRE
+// lists the name. "root" and every command are required by REQUIRE=all too.
+func check(t testing.TB, name string, ok bool, why string) {
+	t.Helper()
+	if ok {
+		return
+	}
+	required := strings.Split(os.Getenv("REQUIRE"), ",")
+	if slices.Contains(required, name) || slices.Contains(required, "all") {
+		t.Fatalf("%s is required: %s", name, why)
+	}
+	t.Skipf("needs %s: %s", name, why)
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package zfile
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/overlaybd-go/overlaybd/fetcher"
+)
+
+// Open reads the header and index of the ZFile src. On success the Reader
+// owns src and closes it.
+func Open(ctx context.Context, src fetcher.Blob) (*Reader, error) {
+	if src.Size() < 2*headerSize {
+		return nil, corruptf(0, "%d bytes are less than a header and a trailer", src.Size())
+	}
+	h, err := readInfo(ctx, src)
+	if err != nil {
+		return nil, err
+	}
+	x, err := readIndex(ctx, src, h)
+	if err != nil {
+		return nil, err
+	}
+	return &Reader{src: src, h: h, index: x, size: int64(h.size), helpers: newHelpers()}, nil
+}
+
+// readInfo returns the header of src where that knows the index, which spares
+// a remote blob one round trip, and the trailer otherwise.
+func readInfo(ctx context.Context, src fetcher.Blob) (header, error) {
+	h, err := readHeader(ctx, src, 0, flagHeader)
+	if err != nil || h.flags&flagInfo != 0 {
+		return h, err
+	}
+	return readHeader(ctx, src, src.Size()-headerSize, flagData|flagSealed)
+}
+
+// readHeader reads the header or trailer at byte off, whose kind the flags
+// must tell.
+func readHeader(ctx context.Context, src fetcher.Blob, off int64, kind uint64) (h header, err error) {
+	var b [headerSize]byte
+	read := func() error {
+		if err := readFull(ctx, src, b[:], off); err != nil {
+			return fmt.Errorf("read zfile header at byte %d: %w", off, err)
+		}
+		if h, err = parseHeader(b[:], off); err != nil {
+			return err
+		}
+		if h.flags&(flagHeader|kind) != kind {
+			return corruptf(off+32, "flags %#x of a header or trailer, want %#x", h.flags, kind)
+		}
+		if kind == flagHeader && h.flags&flagInfo == 0 {
+			return nil // the trailer's business
+		}
+		return h.checkIndex(off, src.Size())
+	}
+	err = heal(ctx, src, off, headerSize, read(), read)
+	return h, err
+}
+
+// readIndex reads and checks the index that h tells of.
+func readIndex(ctx context.Context, src fetcher.Blob, h header) (x *index, err error) {
+	read := func() error {
+		x, err = tryIndex(ctx, src, h)
+		return err
+	}
+	err = heal(ctx, src, int64(h.indexOffset), int64(h.blocks)*crcSize, read(), read)
+	return x, err
+}
+
+func tryIndex(ctx context.Context, src fetcher.Blob, h header) (*index, error) {
+	x := newIndex(h.dataOffset(), h.maxStored())
+	buf := lend(int(min(h.blocks*crcSize, 1<<maxClass)))
+	defer buf.give()
+	var crc uint32
+	for off, end := int64(h.indexOffset), int64(h.indexOffset+h.blocks*crcSize); off < end; {
+		p := buf.b[:min(int64(len(buf.b)), end-off)]
+		if err := readFull(ctx, src, p, off); err != nil {
+			return nil, fmt.Errorf("read zfile index at byte %d: %w", off, err)
+		}
+		crc = checksum(crc, p)
+		if err := x.parse(p, off, h); err != nil {
+			return nil, err
+		}
+		off += int64(len(p))
+	}
+	switch {
+	case h.flags&flagDigest != 0 && crc != h.indexCRC:
+		return nil, corruptf(int64(h.indexOffset), "CRC of index is %08x, computed %08x", h.indexCRC, crc)
+	case x.end != int64(h.indexOffset):
+		return nil, corruptf(int64(h.indexOffset), "blocks end at byte %d, index starts at %d", x.end, h.indexOffset)
+	}
+	return x, nil
+}
+
+// parse adds the entries p, stored at byte off.
+func (x *index) parse(p []byte, off int64, h header) error {
+	least, most := uint32(h.minStored()), uint32(h.maxStored())
+	x.grow(len(p) / crcSize)
+	for i := 0; i < len(p); i += crcSize {
+		n := binary.LittleEndian.Uint32(p[i:])
+		if n < least || n > most || uint64(x.end)+uint64(n) > h.indexOffset {
+			return corruptf(off+int64(i), "block %d is %d bytes long from byte %d", len(x.deltas), n, x.end)
+		}
+		x.add(int(n))
+	}
+	return nil
+}
+
+// heal answers the outcome err of a first attempt to read bytes [off, off+n)
+// of src. If they are corrupt the fault may be in a copy kept by a cache, so
+// the copy is dropped and the bytes are read again.
+func heal(ctx context.Context, src fetcher.Blob, off, n int64, err error, again func() error) error {
+	if !errors.Is(err, ErrCorrupt) {
+		return err
+	}
+	if derr := fetcher.Drop(ctx, src, off, n); derr != nil && !errors.Is(derr, errors.ErrUnsupported) {
+		return errors.Join(err, fmt.Errorf("drop cached bytes %d to %d: %w", off, off+n, derr))
+	}
+	return again()
+}
+
+// readFull reads all of p; the end of the blob is not expected within.
+func readFull(ctx context.Context, src fetcher.Blob, p []byte, off int64) error {
+	n, err := src.ReadAt(ctx, p, off)
+	if n == len(p) {
+		return nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}

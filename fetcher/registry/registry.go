@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package registry reads ranges of blobs from OCI registries. A blob's URL is
+// https://host/v2/<repository>/blobs/<digest>.
+//
+// The one thing to know: everything that takes a round trip of its own is
+// remembered, so a warm read is exactly one HTTP request. The bearer token is
+// shared by all blobs of a repository, the target of a redirect is kept per
+// blob until it is refused, and the hosts.toml directory is read when a blob
+// is opened, never per read.
+//
+// Nothing here retries, apart from one refresh of a refused token and one new
+// resolution of an expired redirect. What may pass by itself is a
+// fetcher.ErrTemporary; package fetcher/retry deals with those.
+package registry
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/overlaybd-go/overlaybd/fetcher"
+)
+
+// Options of an Opener. The zero value reads anonymously.
+type Options struct {
+	// HostsDir is a directory with one sub-directory per registry, each with
+	// a hosts.toml or certificates, as containerd's config_path. Empty means
+	// none.
+	HostsDir string
+
+	Credentials fetcher.Credentials // nil means anonymous
+	UserAgent   string              // default "overlaybd"
+	PlainHTTP   []string            // hosts whose https URLs are read by plain HTTP
+
+	DialTimeout   time.Duration // for a connection; default 10 s, or less where hosts.toml says so
+	HeaderTimeout time.Duration // from the request to its answer's header, dialling included; default 30 s
+	IdleTimeout   time.Duration // between two bytes of a body; default 30 s
+}
+
+func (o Options) withDefaults() Options {
+	set := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	set(&o.DialTimeout, 10*time.Second)
+	set(&o.HeaderTimeout, 30*time.Second)
+	set(&o.IdleTimeout, 30*time.Second)
+	if o.UserAgent == "" {
+		o.UserAgent = "overlaybd"
+	}
+	return o
+}
+
+// An Opener opens blobs of http and https URLs. Blobs of one Opener share
+// connections and tokens.
+type Opener struct {
+	opts Options
+
+	life context.Context // ends with Close; token fetches run under it
+	stop context.CancelFunc
+	work sync.WaitGroup // token fetches
+
+	mu     sync.Mutex // guards what follows; taken after that of an access
+	closed bool
+	spaces map[string]*namespace
+	grants map[string]*access // by repository URL
+
+	transports []*http.Transport // all there ever were, for Close
+}
+
+var _ fetcher.Opener = (*Opener)(nil)
+
+// New returns an Opener. Its Close releases idle connections.
+func New(opts Options) *Opener {
+	life, stop := context.WithCancel(context.Background())
+	return &Opener{
+		opts:   opts.withDefaults(),
+		life:   life,
+		stop:   stop,
+		spaces: map[string]*namespace{},
+		grants: map[string]*access{},
+	}
+}
+
+// Open opens the blob ref names at the origin host of its registry, or at the
+// mirror it names when Mirrors made it. It sends no request when ref.Size is
+// known, so that what is wrong with the blob shows at the first read.
+func (o *Opener) Open(ctx context.Context, ref fetcher.Ref) (fetcher.Blob, error) {
+	b, err := o.open(ctx, ref)
+	if err != nil {
+		return nil, fmt.Errorf("open blob %s: %w", ref.Digest, err)
+	}
+	return b, nil
+}
+
+func (o *Opener) open(ctx context.Context, ref fetcher.Ref) (*Blob, error) {
+	loc, err := parse(ref)
+	if err != nil {
+		return nil, err
+	}
+	if o.life.Err() != nil {
+		return nil, fs.ErrClosed
+	}
+	h, err := o.host(ctx, loc)
+	if err != nil {
+		return nil, err
+	}
+	b := newBlob(o, h, loc, ref.Size)
+	if ref.Size == 0 {
+		err = b.probe(ctx)
+	}
+	if err != nil {
+		_ = b.Close()
+		return nil, err
+	}
+	return b, nil
+}
+
+// Close releases idle connections and waits for token fetches to end. Blobs
+// still open go on as far as they can without a new token.
+func (o *Opener) Close() error {
+	o.mu.Lock()
+	o.closed = true
+	o.mu.Unlock()
+	o.stop()
+	o.work.Wait()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, t := range o.transports {
+		t.CloseIdleConnections()
+	}
+	return nil
+}
+
+// spawn runs f on a goroutine that Close waits for. It reports false once the
+// Opener is closed.
+func (o *Opener) spawn(f func()) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.closed {
+		o.work.Go(f)
+	}
+	return !o.closed
+}

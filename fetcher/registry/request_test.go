@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package registry
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/overlaybd-go/overlaybd/fetcher"
+)
+
+// drip is a body that yields a byte after each pause.
+type drip struct {
+	ctx   context.Context
+	pause time.Duration
+}
+
+func (d drip) Read(p []byte) (int, error) {
+	select {
+	case <-time.After(d.pause):
+		return copy(p, "x"), nil
+	case <-d.ctx.Done():
+		return 0, d.ctx.Err()
+	}
+}
+
+func (d drip) Close() error { return nil }
+
+// slowHost answers with a header after one time and bytes after another.
+type slowHost struct{ header, pause time.Duration }
+
+func (s slowHost) RoundTrip(req *http.Request) (*http.Response, error) {
+	select {
+	case <-time.After(s.header):
+		return &http.Response{StatusCode: http.StatusOK, Request: req, Body: drip{req.Context(), s.pause}}, nil
+	case <-req.Context().Done():
+		return nil, req.Context().Err()
+	}
+}
+
+func TestWatch(t *testing.T) {
+	for _, c := range []struct {
+		name           string
+		host           slowHost
+		consumer       time.Duration // between two reads
+		life, deadline time.Duration // of the blob and the context; 0 for none
+		want           error
+	}{
+		{"slow but steady", slowHost{29 * time.Second, 29 * time.Second}, 0, 0, 0, nil},
+		{"slow consumer", slowHost{time.Second, time.Second}, time.Hour, 0, 0, nil},
+		{"no header", slowHost{31 * time.Second, 0}, 0, 0, 0, fetcher.ErrTemporary},
+		{"no byte", slowHost{0, 31 * time.Second}, 0, 0, 0, fetcher.ErrTemporary},
+		{"closed before the header", slowHost{20 * time.Second, 0}, 0, 10 * time.Second, 0, fs.ErrClosed},
+		{"closed in the body", slowHost{0, 20 * time.Second}, 0, 10 * time.Second, 0, fs.ErrClosed},
+		{"deadline", slowHost{0, 20 * time.Second}, 0, 0, 10 * time.Second, context.DeadlineExceeded},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				o := New(Options{})
+				defer func() { _ = o.Close() }()
+				ctx, cancel := context.WithCancel(t.Context())
+				if c.deadline > 0 {
+					ctx, cancel = context.WithTimeout(t.Context(), c.deadline)
+				}
+				defer cancel()
+				life, end := context.WithCancel(t.Context())
+				defer end()
+				if c.life > 0 {
+					time.AfterFunc(c.life, end)
+				}
+				err := consume(ctx, life, o, c.host, c.consumer)
+				if !errors.Is(err, c.want) {
+					t.Errorf("got %v, want %v", err, c.want)
+				}
+				if c.want != fetcher.ErrTemporary && errors.Is(err, fetcher.ErrTemporary) { //nolint:errorlint // the table's own value
+					t.Errorf("got %v, want no temporary failure", err)
+				}
+			})
+		})
+	}
+}
+
+// consume reads three bytes of h.
+func consume(ctx, life context.Context, o *Opener, h slowHost, pause time.Duration) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://host/", http.NoBody)
+	if err != nil {
+		return err
+	}
+	a, err := o.do(ctx, life, &host{transport: h}, req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = a.body.Close() }()
+	for range 3 {
+		if _, err := io.ReadFull(a.body, make([]byte, 1)); err != nil {
+			return err
+		}
+		time.Sleep(pause)
+	}
+	return nil
+}

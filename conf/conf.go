@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package conf is the one configuration file of both daemons: its schema, its
+// defaults and its checks. It reads no environment variable and nothing but
+// the file it is given.
+//
+// The one thing to know: config.toml beside this code is the documentation of
+// every key, the result of writing [Default], and the template [Config.WriteTOML]
+// fills in.
+package conf
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// DefaultPath is where both daemons look for their configuration.
+const DefaultPath = "/etc/overlaybd-snapshotter/config.toml"
+
+// maxFile is the largest configuration file, in bytes, that is read. The
+// sample is under 8 KiB.
+const maxFile = 1 << 20
+
+// Config is the whole file. Keys at the top belong to the snapshotter; log and
+// metrics to both daemons; the other sections to blockd.
+type Config struct {
+	Root             string   `toml:"root"`
+	Address          string   `toml:"address"`
+	RWMode           string   `toml:"rw_mode"`        // overlayfs, dir, dev
+	WritableLayer    string   `toml:"writable_layer"` // append, sparse
+	DefaultFS        string   `toml:"default_fs"`     // fs[;mountopts[;mkfsopts]]
+	TurboFS          []string `toml:"turbo_fs"`
+	AutoRemoveDevice bool     `toml:"auto_remove_device"`
+	AsyncRemove      bool     `toml:"async_remove"`
+	Runtime          string   `toml:"runtime"`      // containerd, docker
+	RootfsQuota      Size     `toml:"rootfs_quota"` // 0: none
+	Tenant           int      `toml:"tenant"`       // -1: none
+
+	Log      Log      `toml:"log"`
+	Metrics  Metrics  `toml:"metrics"`
+	Blockd   Blockd   `toml:"blockd"`
+	Cache    Cache    `toml:"cache"`
+	Registry Registry `toml:"registry"`
+	Fuse     Fuse     `toml:"fuse"`
+}
+
+// Log says what is logged, and how.
+type Log struct {
+	Level  string `toml:"level"`  // debug, info, warn, error
+	Format string `toml:"format"` // auto, text, json
+}
+
+// Metrics is the HTTP endpoint of each daemon. An empty address turns it off.
+type Metrics struct {
+	SnapshotterAddress string `toml:"snapshotter_address"`
+	BlockdAddress      string `toml:"blockd_address"`
+	Pprof              bool   `toml:"pprof"`
+}
+
+// Blockd is the block daemon, and how the snapshotter finds or starts it.
+type Blockd struct {
+	Start       bool     `toml:"start"`
+	Binary      string   `toml:"binary"` // empty: beside the snapshotter's own
+	Address     string   `toml:"address"`
+	StateDir    string   `toml:"state_dir"`
+	Exporter    string   `toml:"exporter"` // auto, fuse; tcmu and ublk in a later version
+	Patience    Duration `toml:"patience"`
+	MemoryLimit Size     `toml:"memory_limit"` // 0: none
+}
+
+// Cache is the block cache on local disk.
+type Cache struct {
+	Dir          string   `toml:"dir"`
+	Size         Size     `toml:"size"`
+	MinFree      Size     `toml:"min_free"`
+	BlockSize    Size     `toml:"block_size"`
+	ExtentSize   Size     `toml:"extent_size"`
+	MaxExtent    Size     `toml:"max_extent"`
+	MaxInflight  Size     `toml:"max_inflight"`
+	FetchTimeout Duration `toml:"fetch_timeout"`
+}
+
+// Registry is how blobs are fetched.
+type Registry struct {
+	HostsDir       string   `toml:"hosts_dir"`
+	PlainHTTP      []string `toml:"plain_http"`
+	DockerConfig   string   `toml:"docker_config"`
+	CredFile       string   `toml:"cred_file"`
+	UserAgent      string   `toml:"user_agent"` // empty: name and version of the program
+	DialTimeout    Duration `toml:"dial_timeout"`
+	IdleTimeout    Duration `toml:"idle_timeout"`
+	RetryBudget    Duration `toml:"retry_budget"`
+	MaxPerHost     int      `toml:"max_per_host"`
+	BackgroundRate Size     `toml:"background_rate"` // bytes per second; 0: unlimited
+}
+
+// Fuse is the exporter that serves devices as files.
+type Fuse struct {
+	Dir           string `toml:"dir"`
+	MaxBackground int    `toml:"max_background"`
+}
+
+// Default returns the configuration that an empty file stands for.
+func Default() *Config {
+	return &Config{
+		Root:          "/var/lib/containerd/io.containerd.snapshotter.v1.overlaybd",
+		Address:       "/run/overlaybd-snapshotter/overlaybd.sock",
+		RWMode:        "overlayfs",
+		WritableLayer: "append",
+		DefaultFS:     "ext4",
+		TurboFS:       []string{"erofs", "ext4"},
+		Runtime:       "containerd",
+		Tenant:        -1,
+		Log:           Log{Level: "info", Format: "auto"},
+		Blockd: Blockd{
+			Start:    true,
+			Address:  "/run/overlaybd-blockd/blockd.sock",
+			StateDir: "/var/lib/overlaybd-blockd",
+			Exporter: "auto",
+			// Longer than a registry's restart, shorter than anyone waits
+			// before rebooting the node.
+			Patience:    Duration(5 * time.Minute),
+			MemoryLimit: 1 * gib,
+		},
+		Cache: Cache{
+			Dir:          "/var/lib/overlaybd-blockd/cache",
+			Size:         20 * gib,
+			MinFree:      2 * gib,
+			BlockSize:    64 * kib,
+			ExtentSize:   256 * kib, // the reference's refill size
+			MaxExtent:    4 * mib,
+			MaxInflight:  128 * mib,
+			FetchTimeout: Duration(time.Minute),
+		},
+		Registry: Registry{
+			HostsDir:     "/etc/containerd/certs.d",
+			PlainHTTP:    []string{},
+			DockerConfig: "/root/.docker/config.json",
+			CredFile:     "/opt/overlaybd/cred.json",
+			DialTimeout:  Duration(5 * time.Second),
+			IdleTimeout:  Duration(30 * time.Second),
+			RetryBudget:  Duration(10 * time.Second),
+			MaxPerHost:   32,
+		},
+		Fuse: Fuse{Dir: "/run/overlaybd-blockd/devices", MaxBackground: 64},
+	}
+}
+
+// Load reads the file at path over the defaults. A name ending in .json is
+// taken for the reference's configuration and goes through [Migrate], whose
+// warnings it returns. The result is not validated, so that flags may still
+// change it.
+func Load(path string) (cfg *Config, warnings []string, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("load configuration: %w", err)
+	}
+	defer f.Close()
+	if strings.EqualFold(filepath.Ext(path), ".json") {
+		cfg, warnings, err = Migrate(f)
+	} else {
+		cfg, err = Decode(f)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("load configuration %s: %w", path, err)
+	}
+	return cfg, warnings, nil
+}
+
+// readAll reads a whole file of at most maxFile bytes.
+func readAll(r io.Reader) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, maxFile+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > maxFile {
+		return nil, fmt.Errorf("more than %d bytes", maxFile)
+	}
+	return data, nil
+}

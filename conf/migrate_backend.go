@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conf
+
+import (
+	"fmt"
+	"io"
+)
+
+// backendConfig is what has a counterpart among the keys of the reference
+// daemon's overlaybd.json.
+type backendConfig struct {
+	CacheSizeGB int64 `json:"registryCacheSizeGB"` // where cacheConfig names no type
+	Cache       struct {
+		Type       string `json:"cacheType"`
+		SizeGB     int64  `json:"cacheSizeGB"`
+		RefillSize int64  `json:"refillSize"` // bytes
+	} `json:"cacheConfig"`
+	CredentialFile string `json:"credentialFilePath"` // where credentialConfig names no mode
+	Credential     struct {
+		Mode string `json:"mode"`
+		Path string `json:"path"`
+	} `json:"credentialConfig"`
+	Download struct {
+		Enable  bool  `json:"enable"`
+		MaxMBps int64 `json:"maxMBps"`
+	} `json:"download"`
+	Exporter  exporterConfig `json:"exporterConfig"`
+	UserAgent string         `json:"userAgent"`
+}
+
+// MigrateBackend carries the settings of the reference daemon's overlaybd.json
+// over into the configuration. Whatever it cannot carry over is a warning that
+// names the key. The cache directory is left behind on purpose: its files are
+// of another form.
+func (c *Config) MigrateBackend(r io.Reader) (warnings []string, err error) {
+	var old backendConfig
+	w, err := decodeJSON(r, &old)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.migrateCache(&old, w); err != nil {
+		return nil, err
+	}
+	switch old.Credential.Mode {
+	case "":
+		set(&c.Registry.CredFile, old.CredentialFile)
+	case "file":
+		set(&c.Registry.CredFile, old.Credential.Path)
+	default:
+		w.add("credentialConfig.mode", "%q has no counterpart and is left out", old.Credential.Mode)
+	}
+	if old.Download.Enable {
+		if err := c.Registry.BackgroundRate.times("download.maxMBps", old.Download.MaxMBps, mib); err != nil {
+			return nil, err
+		}
+	}
+	set(&c.Registry.UserAgent, old.UserAgent)
+	c.Metrics.BlockdAddress = w.endpoint(old.Exporter)
+	return w.list, nil
+}
+
+func (c *Config) migrateCache(old *backendConfig, w *warnings) error {
+	key, sizeGB := "registryCacheSizeGB", old.CacheSizeGB
+	if old.Cache.Type != "" {
+		key, sizeGB = "cacheConfig.cacheSizeGB", old.Cache.SizeGB
+	}
+	if sizeGB != 0 {
+		if err := c.Cache.Size.times(key, sizeGB, gib); err != nil {
+			return err
+		}
+	}
+	if old.Cache.Type != "" && old.Cache.Type != "file" {
+		w.add("cacheConfig.cacheType", "%q has no counterpart and is left out", old.Cache.Type)
+	}
+	extent := Size(old.Cache.RefillSize)
+	switch {
+	case extent == 0:
+	case !powerOfTwo(extent) || extent < 4*kib:
+		w.add("cacheConfig.refillSize", "%d is not a power of two from 4096 and is left out", int64(extent))
+	default:
+		c.Cache.ExtentSize = extent
+		c.Cache.BlockSize = min(c.Cache.BlockSize, extent)
+		c.Cache.MaxExtent = max(c.Cache.MaxExtent, extent)
+		c.Cache.MaxInflight = max(c.Cache.MaxInflight, c.Cache.MaxExtent)
+	}
+	return nil
+}
+
+// times stores n × unit, and names key where that is no size.
+func (s *Size) times(key string, n int64, unit Size) error {
+	if err := s.set(fmt.Sprint(n), fmt.Sprint(n), unit); err != nil {
+		return fmt.Errorf("%s: %w", key, err)
+	}
+	return nil
+}

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conf
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// maxSocketPath is the longest path, in bytes, that sockaddr_un holds beside
+// its final zero.
+const maxSocketPath = 107
+
+// problems collects what is wrong with a configuration.
+type problems []error
+
+// check notes a problem with key unless ok.
+func (p *problems) check(ok bool, key, format string, args ...any) {
+	if !ok {
+		*p = append(*p, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...)))
+	}
+}
+
+// Validate returns every problem of the configuration, joined, each beginning
+// with the key it is about.
+func (c *Config) Validate() error {
+	var p problems
+	c.validateSnapshotter(&p)
+	c.Log.validate(&p)
+	c.Metrics.validate(&p)
+	c.Blockd.validate(&p)
+	c.Cache.validate(&p)
+	c.Registry.validate(&p)
+	p.path("fuse.dir", c.Fuse.Dir)
+	// The kernel's field is 16 bits wide.
+	p.check(c.Fuse.MaxBackground >= 1 && c.Fuse.MaxBackground <= 65535, "fuse.max_background", "%d is not between 1 and 65535", c.Fuse.MaxBackground)
+	p.check(c.Address != c.Blockd.Address, "blockd.address", "%q is also the snapshotter's address", c.Blockd.Address)
+	p.check(c.Root != c.Blockd.StateDir, "blockd.state_dir", "%q is also the snapshotter's root", c.Blockd.StateDir)
+	return errors.Join(p...)
+}
+
+func (c *Config) validateSnapshotter(p *problems) {
+	p.path("root", c.Root)
+	p.socket("address", c.Address)
+	p.oneOf("rw_mode", c.RWMode, "overlayfs", "dir", "dev")
+	p.oneOf("writable_layer", c.WritableLayer, "append", "sparse")
+	fs, options, _ := strings.Cut(c.DefaultFS, ";")
+	p.check(fs != "" && strings.Trim(fs, "abcdefghijklmnopqrstuvwxyz0123456789") == "", "default_fs", "%q does not begin with the name of a file system", c.DefaultFS)
+	p.check(strings.Count(options, ";") <= 1, "default_fs", "%q has more than three parts", c.DefaultFS)
+	p.check(len(c.TurboFS) > 0, "turbo_fs", "is empty")
+	for i, fs := range c.TurboFS {
+		p.oneOf("turbo_fs", fs, "erofs", "ext4")
+		p.check(!slices.Contains(c.TurboFS[:i], fs), "turbo_fs", "%q is there twice", fs)
+	}
+	p.oneOf("runtime", c.Runtime, "containerd", "docker")
+	p.check(c.RootfsQuota >= 0, "rootfs_quota", "is negative")
+	p.check(c.Tenant >= -1, "tenant", "%d is neither -1 nor a number from 0", c.Tenant)
+}
+
+func (l *Log) validate(p *problems) {
+	p.oneOf("log.level", l.Level, "debug", "info", "warn", "error")
+	p.oneOf("log.format", l.Format, "auto", "text", "json")
+}
+
+func (m *Metrics) validate(p *problems) {
+	p.listen("metrics.snapshotter_address", m.SnapshotterAddress)
+	p.listen("metrics.blockd_address", m.BlockdAddress)
+	off := m.SnapshotterAddress == "" && m.BlockdAddress == ""
+	p.check(off || m.SnapshotterAddress != m.BlockdAddress, "metrics.blockd_address", "%q is also the snapshotter's", m.BlockdAddress)
+	p.check(!off || !m.Pprof, "metrics.pprof", "is on, but both addresses are empty")
+}
+
+func (b *Blockd) validate(p *problems) {
+	p.maybePath("blockd.binary", b.Binary)
+	p.socket("blockd.address", b.Address)
+	p.path("blockd.state_dir", b.StateDir)
+	switch b.Exporter {
+	case "tcmu", "ublk":
+		p.check(false, "blockd.exporter", "%q is not in this version: use auto or fuse", b.Exporter)
+	default:
+		p.oneOf("blockd.exporter", b.Exporter, "auto", "fuse")
+	}
+	p.check(b.Patience >= 0, "blockd.patience", "is negative")
+	p.check(b.MemoryLimit >= 0, "blockd.memory_limit", "is negative")
+}
+
+func (c *Cache) validate(p *problems) {
+	p.path("cache.dir", c.Dir)
+	p.check(powerOfTwo(c.BlockSize) && c.BlockSize >= 4*kib, "cache.block_size", "%v is not a power of two from 4KiB", c.BlockSize)
+	p.check(powerOfTwo(c.ExtentSize) && c.ExtentSize >= c.BlockSize, "cache.extent_size", "%v is not a power of two from block_size", c.ExtentSize)
+	p.check(powerOfTwo(c.MaxExtent) && c.MaxExtent >= c.ExtentSize, "cache.max_extent", "%v is not a power of two from extent_size", c.MaxExtent)
+	p.check(c.MaxInflight >= c.MaxExtent, "cache.max_inflight", "%v is less than max_extent", c.MaxInflight)
+	p.check(c.Size >= c.MaxExtent, "cache.size", "%v is less than max_extent", c.Size)
+	p.check(c.MinFree >= 0, "cache.min_free", "is negative")
+	p.check(c.FetchTimeout > 0, "cache.fetch_timeout", "is not positive")
+}
+
+func (r *Registry) validate(p *problems) {
+	p.maybePath("registry.hosts_dir", r.HostsDir)
+	p.maybePath("registry.docker_config", r.DockerConfig)
+	p.maybePath("registry.cred_file", r.CredFile)
+	for _, host := range r.PlainHTTP {
+		p.check(host != "" && !strings.ContainsAny(host, "/@? \t\r\n"), "registry.plain_http", "%q is not \"host\" or \"host:port\"", host)
+	}
+	p.check(!strings.ContainsAny(r.UserAgent, "\r\n\x00"), "registry.user_agent", "has control characters")
+	p.check(r.DialTimeout > 0, "registry.dial_timeout", "is not positive")
+	p.check(r.IdleTimeout > 0, "registry.idle_timeout", "is not positive")
+	p.check(r.RetryBudget >= 0, "registry.retry_budget", "is negative")
+	p.check(r.MaxPerHost >= 1, "registry.max_per_host", "%d is less than 1", r.MaxPerHost)
+	p.check(r.BackgroundRate >= 0, "registry.background_rate", "is negative")
+}
+
+func (p *problems) oneOf(key, value string, allowed ...string) {
+	p.check(slices.Contains(allowed, value), key, "%q is not one of %s", value, strings.Join(allowed, ", "))
+}
+
+func (p *problems) path(key, path string) {
+	p.check(filepath.IsAbs(path) && !strings.Contains(path, "\x00"), key, "%q is not an absolute path", path)
+}
+
+func (p *problems) maybePath(key, path string) {
+	if path != "" {
+		p.path(key, path)
+	}
+}
+
+func (p *problems) socket(key, path string) {
+	p.path(key, path)
+	p.check(len(path) <= maxSocketPath, key, "%d bytes are too long for a unix socket (%d)", len(path), maxSocketPath)
+}
+
+// listen accepts "host:port", the path of a unix socket, and nothing.
+func (p *problems) listen(key, address string) {
+	switch {
+	case address == "":
+	case address[0] == '/':
+		p.socket(key, address)
+	default:
+		_, port, err := net.SplitHostPort(address)
+		if err == nil {
+			_, err = strconv.ParseUint(port, 10, 16)
+		}
+		p.check(err == nil, key, "%q is neither host:port nor the path of a unix socket", address)
+	}
+}
+
+func powerOfTwo(s Size) bool { return s > 0 && s&(s-1) == 0 }

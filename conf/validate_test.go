@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conf_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/overlaybd-go/overlaybd/conf"
+)
+
+// other returns a valid configuration that differs from the default in every
+// key.
+func other() *conf.Config {
+	return &conf.Config{
+		Root: "/r", Address: "/run/a.sock", RWMode: "dir", WritableLayer: "sparse",
+		DefaultFS: "xfs;nouuid;-f", TurboFS: []string{"ext4"},
+		AutoRemoveDevice: true, AsyncRemove: true, Runtime: "docker", RootfsQuota: 20 << 30, Tenant: 3,
+		Log:     conf.Log{Level: "debug", Format: "json"},
+		Metrics: conf.Metrics{SnapshotterAddress: "127.0.0.1:9863", BlockdAddress: "/run/m.sock", Pprof: true},
+		Blockd: conf.Blockd{
+			Start: false, Binary: "/usr/bin/blockd", Address: "/run/b.sock", StateDir: "/s", Exporter: "fuse",
+			Patience: conf.Duration(time.Hour), MemoryLimit: 3 << 20,
+		},
+		Cache: conf.Cache{
+			Dir: "/c", Size: 5 << 30, MinFree: 1, BlockSize: 4 << 10, ExtentSize: 1 << 20, MaxExtent: 1 << 20,
+			MaxInflight: 8 << 20, FetchTimeout: conf.Duration(time.Second),
+		},
+		Registry: conf.Registry{
+			HostsDir: "/h", PlainHTTP: []string{"localhost", "10.0.0.1:5000"}, DockerConfig: "", CredFile: "",
+			UserAgent: "it \"is\"\tme", DialTimeout: conf.Duration(time.Millisecond), IdleTimeout: conf.Duration(time.Minute),
+			RetryBudget: 0, MaxPerHost: 1, BackgroundRate: 100 << 20,
+		},
+		Fuse: conf.Fuse{Dir: "/f", MaxBackground: 12},
+	}
+}
+
+func TestValidate(t *testing.T) {
+	if err := other().Validate(); err != nil {
+		t.Errorf("valid configuration: %v", err)
+	}
+	for _, tc := range []struct {
+		name   string
+		change func(*conf.Config)
+		keys   []string // that begin the lines of the error
+	}{
+		{"zero", func(c *conf.Config) { *c = conf.Config{} }, []string{
+			"root", "address", "rw_mode", "writable_layer", "default_fs", "turbo_fs", "runtime",
+			"log.level", "log.format", "blockd.address", "blockd.state_dir", "blockd.exporter",
+			"cache.dir", "cache.block_size", "cache.extent_size", "cache.max_extent", "cache.fetch_timeout",
+			"registry.dial_timeout", "registry.idle_timeout", "registry.max_per_host",
+			"fuse.dir", "fuse.max_background", "blockd.address", "blockd.state_dir",
+		}},
+		{"relative paths", func(c *conf.Config) { c.Root, c.Cache.Dir = "r", "../c" }, []string{"root", "cache.dir"}},
+		{"long socket", func(c *conf.Config) { c.Address = "/" + strings.Repeat("x", 107) }, []string{"address"}},
+		{"shared socket", func(c *conf.Config) { c.Blockd.Address = c.Address }, []string{"blockd.address"}},
+		{"fs of four parts", func(c *conf.Config) { c.DefaultFS = "ext4;a;b;c" }, []string{"default_fs"}},
+		{"fs with a path", func(c *conf.Config) { c.DefaultFS = "../ext4" }, []string{"default_fs"}},
+		{"turbo twice", func(c *conf.Config) { c.TurboFS = []string{"ext4", "btrfs", "ext4"} }, []string{"turbo_fs", "turbo_fs"}},
+		{"exporter to come", func(c *conf.Config) { c.Blockd.Exporter = "tcmu" }, []string{"blockd.exporter"}},
+		{"exporter unknown", func(c *conf.Config) { c.Blockd.Exporter = "nbd" }, []string{"blockd.exporter"}},
+		{"block size", func(c *conf.Config) { c.Cache.BlockSize = 5000 }, []string{"cache.block_size"}},
+		{"extent below block", func(c *conf.Config) { c.Cache.ExtentSize = 32 << 10 }, []string{"cache.extent_size"}},
+		{"little inflight", func(c *conf.Config) { c.Cache.MaxInflight = 1 << 20 }, []string{"cache.max_inflight"}},
+		{"plain_http URL", func(c *conf.Config) { c.Registry.PlainHTTP = []string{"http://a", "", "ok:1"} }, []string{"registry.plain_http", "registry.plain_http"}},
+		{"user agent", func(c *conf.Config) { c.Registry.UserAgent = "a\r\nHost: b" }, []string{"registry.user_agent"}},
+		{"metrics", func(c *conf.Config) { c.Metrics.SnapshotterAddress, c.Metrics.BlockdAddress = "9863", "a:b" }, []string{"metrics.snapshotter_address", "metrics.blockd_address"}},
+		{"metrics shared", func(c *conf.Config) { c.Metrics.SnapshotterAddress, c.Metrics.BlockdAddress = ":1", ":1" }, []string{"metrics.blockd_address"}},
+		{"pprof nowhere", func(c *conf.Config) { c.Metrics.Pprof = true }, []string{"metrics.pprof"}},
+		{"negative", func(c *conf.Config) {
+			c.Tenant, c.RootfsQuota, c.Blockd.Patience, c.Blockd.MemoryLimit = -2, -1, -1, -1
+			c.Cache.MinFree, c.Registry.RetryBudget, c.Registry.BackgroundRate = -1, -1, -1
+		}, []string{
+			"rootfs_quota", "tenant", "blockd.patience", "blockd.memory_limit",
+			"cache.min_free", "registry.retry_budget", "registry.background_rate",
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			cfg := conf.Default()
+			tc.change(cfg)
+			if diff := cmp.Diff(tc.keys, keys(cfg.Validate())); diff != "" {
+				t.Errorf("keys with problems (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// keys returns what stands before the first colon of each line of err.
+func keys(err error) (keys []string) {
+	if err == nil {
+		return nil
+	}
+	for line := range strings.Lines(err.Error()) {
+		key, _, _ := strings.Cut(line, ":")
+		keys = append(keys, key)
+	}
+	return keys
+}
+
+// TestValidateSaysWhen tells a key that is wrong from one that is early.
+func TestValidateSaysWhen(t *testing.T) {
+	cfg := conf.Default()
+	cfg.Blockd.Exporter = "ublk"
+	if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), "not in this version") {
+		t.Errorf("got %v, want a word about this version", err)
+	}
+}

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package blockapi is the boundary between the two processes of a node: the
+// snapshotter, which knows containers and mounts, asks the block daemon, which
+// knows networks, formats and devices, for block devices.
+//
+// [Service] is that boundary as a Go interface. [Server] puts an
+// implementation on a gRPC server, [Client] is an implementation that calls
+// one. Errors cross with their errdefs class.
+package blockapi
+
+import "context"
+
+// A Service gives out block devices for volume specs. Every call is idempotent
+// in id, so a caller that crashed simply repeats it.
+type Service interface {
+	// Attach returns the device serving the spec file specPath under id,
+	// creating it if need be. The files of a writable layer that does not
+	// exist yet are created first. An id attached with another spec fails with
+	// errdefs.ErrAlreadyExists.
+	Attach(ctx context.Context, id, specPath string) (Attachment, error)
+
+	// Detach removes the device. A missing one is no error; a busy one is
+	// errdefs.ErrFailedPrecondition.
+	Detach(ctx context.Context, id string) error
+
+	// Attachments lists the devices, ordered by id.
+	Attachments(ctx context.Context) ([]Attachment, error)
+
+	// Seal freezes the writable layer of a detached spec into a read-only
+	// layer file at dst, and deletes the writable layer's files. Where dst
+	// exists and they do not, it has been done before and is no error. An
+	// attached spec fails with errdefs.ErrFailedPrecondition.
+	Seal(ctx context.Context, specPath, dst string) error
+}
+
+// An Attachment is a live block device and how it fares.
+type Attachment struct {
+	ID       string `json:"id"`
+	SpecPath string `json:"spec"`
+
+	// Path is the block special file, or, where File is set, a regular file
+	// standing in for one: to be put on a loop device, or mounted as it is by
+	// a file system that can.
+	Path string `json:"path"`
+	File bool   `json:"file"`
+
+	Writable bool   `json:"writable"`
+	Size     int64  `json:"size"`  // bytes
+	Image    string `json:"image"` // where the layers come from
+
+	State State  `json:"state"`
+	Error string `json:"error,omitempty"` // why the state is not Serving
+
+	// FetchedBytes came over the network since the device was attached;
+	// CachedBytes were answered by the block cache.
+	FetchedBytes int64 `json:"fetched_bytes"`
+	CachedBytes  int64 `json:"cached_bytes"`
+}
+
+// State says how a device fares.
+type State string
+
+// The states of a device.
+const (
+	Serving State = "serving" // reads are answered
+	Waiting State = "waiting" // some read waits for its source to come back
+	Failed  State = "failed"  // the device stopped; detach it and attach again
+)

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/overlaybd-go/overlaybd/backend/fuse"
+	"github.com/overlaybd-go/overlaybd/cache"
+	"github.com/overlaybd-go/overlaybd/conf"
+	"github.com/overlaybd-go/overlaybd/daemon"
+	"github.com/overlaybd-go/overlaybd/daemon/blockd"
+	"github.com/overlaybd-go/overlaybd/fetcher"
+	"github.com/overlaybd-go/overlaybd/fetcher/auth"
+	"github.com/overlaybd-go/overlaybd/fetcher/file"
+	"github.com/overlaybd-go/overlaybd/fetcher/limit"
+	"github.com/overlaybd-go/overlaybd/fetcher/mirror"
+	"github.com/overlaybd-go/overlaybd/fetcher/registry"
+	"github.com/overlaybd-go/overlaybd/fetcher/retry"
+	"github.com/overlaybd-go/overlaybd/image"
+)
+
+// A node is the daemon assembled: the one place where formats, exporters,
+// cache and network meet.
+type node struct {
+	blockd  *blockd.Daemon
+	metrics *prometheus.Registry
+
+	exporter *fuse.Exporter
+	cache    *cache.Cache
+	remote   *registry.Opener
+}
+
+// wire builds a node from the bottom up.
+func wire(cfg *conf.Config, log *slog.Logger) (*node, error) {
+	n := &node{metrics: daemon.NewRegistry()}
+	var err error
+	n.remote = newRegistry(cfg)
+	if n.cache, err = newCache(cfg); err != nil {
+		return nil, errors.Join(err, n.close())
+	}
+	n.exporter, err = fuse.New(fuse.Options{Dir: cfg.Fuse.Dir, MaxBackground: cfg.Fuse.MaxBackground, Logger: log})
+	if err != nil {
+		return nil, errors.Join(err, n.close())
+	}
+	stats, err := daemon.StatsCollector("overlaybd_cache", n.cache.Stats)
+	if err != nil {
+		return nil, errors.Join(err, n.close())
+	}
+	n.metrics.MustRegister(stats)
+	n.blockd = blockd.New(blockd.Options{
+		Exporter: n.exporter,
+		Blobs:    n.blobs(cfg),
+		Patience: time.Duration(cfg.Blockd.Patience),
+		Logger:   log,
+		Disk:     image.DiskOptions{Direct: true},
+	})
+	return n, nil
+}
+
+// blobs returns the tower of openers. From the top: bytes come from the cache;
+// what is missing is tried again for seconds, each try at the mirrors and then
+// the origin, where it takes its turn among the requests to that host.
+func (n *node) blobs(cfg *conf.Config) fetcher.Opener {
+	limited := limit.New(n.remote, limit.Options{
+		PerHost:        cfg.Registry.MaxPerHost,
+		BackgroundRate: int64(cfg.Registry.BackgroundRate),
+	})
+	mirrored := mirror.New(n.remote, limited, mirror.Options{})
+	retried := retry.New(mirrored, retry.Options{Budget: time.Duration(cfg.Registry.RetryBudget)})
+	cached := n.cache.Opener(retried)
+	return fetcher.Schemes{"https": cached, "http": cached, "file": file.Opener{}}
+}
+
+func newRegistry(cfg *conf.Config) *registry.Opener {
+	r := cfg.Registry
+	return registry.New(registry.Options{
+		HostsDir:    r.HostsDir,
+		PlainHTTP:   r.PlainHTTP,
+		Credentials: auth.Chain{auth.File(r.CredFile), auth.Docker(r.DockerConfig)},
+		UserAgent:   r.UserAgent,
+		DialTimeout: time.Duration(r.DialTimeout),
+		IdleTimeout: time.Duration(r.IdleTimeout),
+	})
+}
+
+func newCache(cfg *conf.Config) (*cache.Cache, error) {
+	c := cfg.Cache
+	return cache.Open(cache.Options{
+		Dir:              c.Dir,
+		Size:             int64(c.Size),
+		MinFree:          int64(c.MinFree),
+		BlockSize:        int(c.BlockSize),
+		ExtentSize:       int(c.ExtentSize),
+		MaxExtent:        int(c.MaxExtent),
+		MaxInflightBytes: int64(c.MaxInflight),
+		FetchTimeout:     time.Duration(c.FetchTimeout),
+	})
+}
+
+// close takes the node down from the top.
+func (n *node) close() error {
+	var errs []error
+	if n.exporter != nil {
+		errs = append(errs, n.exporter.Close())
+	}
+	if n.cache != nil {
+		errs = append(errs, n.cache.Close())
+	}
+	if n.remote != nil {
+		errs = append(errs, n.remote.Close())
+	}
+	return errors.Join(errs...)
+}

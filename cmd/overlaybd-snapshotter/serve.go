@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthapi "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/overlaybd-go/overlaybd/conf"
+	"github.com/overlaybd-go/overlaybd/daemon"
+	"github.com/overlaybd-go/overlaybd/daemon/snapshotter"
+)
+
+func serve(ctx context.Context, cfg *conf.Config, childArgs, warnings []string, stderr io.Writer) error {
+	var level slog.LevelVar
+	if err := level.UnmarshalText([]byte(cfg.Log.Level)); err != nil {
+		return err
+	}
+	log, err := daemon.NewLogger(stderr, &level, cfg.Log.Format)
+	if err != nil {
+		return err
+	}
+	for _, w := range warnings {
+		log.Warn("configuration", slog.String("warning", w))
+	}
+	g := &daemon.Group{Logger: log, Manager: daemon.FindManager()}
+	services := []daemon.Service{snapshotsService(cfg, childArgs, stderr, log)}
+	if cfg.Metrics.SnapshotterAddress != "" {
+		ops := &daemon.Ops{Address: cfg.Metrics.SnapshotterAddress, Registry: daemon.NewRegistry(), Ready: g.Ready, Pprof: cfg.Metrics.Pprof}
+		services = append([]daemon.Service{ops.Service()}, services...)
+	}
+	return g.Run(ctx, services...)
+}
+
+// snapshotsService serves containerd's snapshots API, over a block daemon that
+// it finds or starts first.
+func snapshotsService(cfg *conf.Config, childArgs []string, stderr io.Writer, log *slog.Logger) daemon.Service {
+	return daemon.Service{Name: "snapshots", Run: func(ctx context.Context, ready func()) (err error) {
+		block, err := findBlockd(ctx, cfg, childArgs, stderr, log)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, block.release(context.WithoutCancel(ctx), log)) }()
+
+		s, err := snapshotter.New(ctx, options(cfg, block, log))
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, s.Close()) }()
+		return listen(ctx, cfg.Address, s, log, ready)
+	}}
+}
+
+func options(cfg *conf.Config, block *blockDaemon, log *slog.Logger) snapshotter.Options {
+	return snapshotter.Options{
+		Root:             cfg.Root,
+		Block:            block,
+		Logger:           log,
+		RWMode:           snapshotter.Mode(cfg.RWMode),
+		WritableLayer:    snapshotter.WritableLayer(cfg.WritableLayer),
+		DefaultFS:        cfg.DefaultFS,
+		AutoRemoveDevice: cfg.AutoRemoveDevice,
+		AsyncRemove:      cfg.AsyncRemove,
+		PlainHTTP:        cfg.Registry.PlainHTTP,
+	}
+}
+
+// listen serves s on the socket address until ctx ends, and returns when the
+// calls under way have ended.
+func listen(ctx context.Context, address string, s *snapshotter.Snapshotter, log *slog.Logger, ready func()) error {
+	l, err := daemon.ListenUnix(ctx, address)
+	if err != nil {
+		return err
+	}
+	srv := grpc.NewServer()
+	snapshotsapi.RegisterSnapshotsServer(srv, snapshotservice.FromSnapshotter(s))
+	healthapi.RegisterHealthServer(srv, health.NewServer())
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	log.Info("serving snapshots", slog.String("address", address))
+	ready()
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	srv.GracefulStop()
+	return <-served
+}

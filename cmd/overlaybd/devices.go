@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/overlaybd-go/overlaybd/conf"
+	"github.com/overlaybd-go/overlaybd/daemon/blockapi"
+)
+
+// devicesTimeout bounds the one question to the block daemon.
+const devicesTimeout = 10 * time.Second
+
+func devicesCommand() *cobra.Command {
+	var address string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "devices",
+		Short: "List the devices that the block daemon serves",
+		Long: `List the devices that the block daemon serves: what they show, how they fare,
+and how many bytes came over the network and from the cache.`,
+		Example: "  overlaybd devices\n  overlaybd devices --json | jq '.[] | select(.state != \"serving\")'",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			list, err := listDevices(cmd.Context(), address)
+			if err != nil {
+				return &adviceError{err: err, advice: "Is overlaybd-blockd running, and are you root? --address names its socket."}
+			}
+			if asJSON {
+				_, err = io.WriteString(cmd.OutOrStdout(), toJSON(list))
+				return err
+			}
+			return printDevices(cmd.OutOrStdout(), list)
+		},
+	}
+	cmd.Flags().StringVar(&address, "address", conf.Default().Blockd.Address, "socket of the block daemon")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// listDevices asks the daemon at address. The list is never nil.
+func listDevices(ctx context.Context, address string) ([]blockapi.Attachment, error) {
+	ctx, cancel := context.WithTimeout(ctx, devicesTimeout)
+	defer cancel()
+	c, err := blockapi.Dial(address)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close() //nolint:errcheck // the answer is there
+	list, err := c.Attachments(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list devices of %s: %w", address, err)
+	}
+	return append([]blockapi.Attachment{}, list...), nil
+}
+
+func printDevices(w io.Writer, list []blockapi.Attachment) error {
+	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(tw, "ID\tSTATE\tSIZE\tFETCHED\tCACHED\tPATH\tIMAGE")
+	for _, a := range list {
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", a.ID, a.State, size(a.Size),
+			size(a.FetchedBytes), size(a.CachedBytes), a.Path, printable(a.Image))
+		if a.Error != "" {
+			fmt.Fprintf(tw, "\t%s\n", printable(a.Error))
+		}
+	}
+	return tw.Flush()
+}

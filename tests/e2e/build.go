@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+// containerdTags leave out the parts of containerd that no test uses; they
+// are half of its build time.
+const containerdTags = "no_cri,no_btrfs,no_devmapper,no_zfs,no_aufs,no_tracing"
+
+// cacheDir returns the directory name in the user's cache, where what took
+// long to make is kept for the next run.
+func cacheDir(t testing.TB, name string) string {
+	t.Helper()
+	base, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(base, "overlaybd-test", name)
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// cached returns the cache directory name, made by fill unless an earlier run
+// did. Test binaries that run at the same time wait for each other.
+func cached(t testing.TB, name string, fill func(dir string)) string {
+	t.Helper()
+	dir := cacheDir(t, name)
+	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(dir); err == nil {
+		return dir
+	}
+	tmp, err := os.MkdirTemp(filepath.Dir(dir), filepath.Base(dir)+".tmp-") //nolint:usetesting // renamed into the cache, so on its file system
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(tmp) //nolint:errcheck // gone already once renamed
+	fill(tmp)
+	if err := errors.Join(os.Chmod(tmp, 0o755), os.Rename(tmp, dir)); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// containerdDir returns a directory that holds containerd and its runc shim:
+// the installed ones if they are of version 2, else the ones that the tools
+// module names.
+func containerdDir(t testing.TB) string {
+	t.Helper()
+	if dir, ok := installedContainerd(t.Context()); ok {
+		return dir
+	}
+	tools := filepath.Join(moduleRoot(t), "tests", "e2e", "tools")
+	const module = "github.com/containerd/containerd/v2"
+	version := strings.TrimSpace(run(t, tools, "go", "list", "-m", "-f", "{{.Version}}", module))
+	return cached(t, "containerd-"+version, func(dir string) {
+		t.Logf("building containerd %s: minutes, but only once", version)
+		goBuild(t, tools, dir, "-tags", containerdTags, module+"/cmd/containerd", module+"/cmd/containerd-shim-runc-v2")
+	})
+}
+
+var versionNumber = regexp.MustCompile(` v?(\d+)\.\d+`)
+
+func installedContainerd(ctx context.Context) (dir string, ok bool) {
+	daemon, err := exec.LookPath("containerd")
+	if err != nil {
+		return "", false
+	}
+	out, err := exec.CommandContext(ctx, daemon, "--version").Output()
+	m := versionNumber.FindSubmatch(out)
+	if err != nil || m == nil {
+		return "", false
+	}
+	major, err := strconv.Atoi(string(m[1]))
+	dir = filepath.Dir(daemon)
+	_, noShim := os.Stat(filepath.Join(dir, "containerd-shim-runc-v2"))
+	return dir, err == nil && noShim == nil && major >= 2
+}
+
+var buildOnce = sync.OnceValue(func() error {
+	root, err := findModule()
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(context.Background(), "go", "build", "-trimpath", "-o", "bin/", "./cmd/...")
+	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%v: %w\n%s", cmd.Args, err, out)
+	}
+	return nil
+})
+
+// Bin builds every command of the project and returns the directory that
+// holds them.
+func Bin(t testing.TB) string {
+	t.Helper()
+	if err := buildOnce(); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(moduleRoot(t), "bin")
+}
+
+// goBuild builds static programs into dst.
+func goBuild(t testing.TB, src, dst string, args ...string) {
+	t.Helper()
+	argv := append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", dst + "/"}, args...)
+	cmd := exec.CommandContext(t.Context(), "go", argv...)
+	cmd.Dir, cmd.Env = src, append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", cmd.Args, err, out)
+	}
+}
+
+func moduleRoot(t testing.TB) string {
+	t.Helper()
+	dir, err := findModule()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// findModule returns the directory above the test that holds the project's
+// go.mod.
+func findModule() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for ; ; dir = filepath.Dir(dir) {
+		mod, err := os.ReadFile(filepath.Join(dir, "go.mod"))
+		if err == nil && strings.Contains(string(mod), "module github.com/overlaybd-go/overlaybd\n") {
+			return dir, nil
+		}
+		if dir == filepath.Dir(dir) {
+			return "", errors.New("no go.mod of the project above the test")
+		}
+	}
+}

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/moby/sys/mountinfo"
+	"github.com/opencontainers/image-spec/identity"
+
+	"github.com/overlaybd-go/overlaybd/tests/need"
+)
+
+// An Env is a node: a private containerd with all it needs.
+type Env struct {
+	Dir         string // short, below /tmp: a socket's path has 107 bytes
+	Registry    *Registry
+	Snapshotter *Snapshotter // nil unless asked for
+	Containerd  *Process
+	Client      *containerd.Client
+
+	t testing.TB
+}
+
+// Options are the choices of an Env.
+type Options struct {
+	// Overlaybd starts the project's daemons, too.
+	Overlaybd bool
+
+	// Config is appended to the daemons' configuration.
+	Config string
+
+	// Registry is shared with another Env; a new one if nil.
+	Registry *Registry
+}
+
+// Start starts a node. The test is skipped where it is not root, or short.
+// When it ends, everything stops, and what is left behind fails it.
+func Start(t testing.TB, opts Options) *Env {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts containerd")
+	}
+	need.Root(t)
+	e := &Env{Dir: tempDir(t), Registry: opts.Registry, t: t}
+	if e.Registry == nil {
+		e.Registry = StartRegistry(t)
+	}
+	if opts.Overlaybd {
+		e.Snapshotter = startSnapshotter(t, e, opts.Config)
+	}
+	e.Containerd, e.Client = startContainerd(t, e.Dir, e.SnapshotterSocket())
+	return e
+}
+
+// tempDir is t.TempDir with a short path, for the sockets. What is mounted
+// there at the end of the test fails it.
+func tempDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/tmp", "obd-") //nolint:usetesting // see above
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(unmountBelow(dir), os.RemoveAll(dir)); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// SnapshotterSocket returns where containerd looks for the snapshotter.
+func (e *Env) SnapshotterSocket() string { return filepath.Join(e.Dir, "s.sock") }
+
+// Context returns the test's context in [Namespace].
+func (e *Env) Context() context.Context {
+	return namespaces.WithNamespace(e.t.Context(), Namespace)
+}
+
+// Ctr runs the project's ctr against the environment's containerd and returns
+// what it wrote to stdout. It fails the test when ctr fails.
+func (e *Env) Ctr(args ...string) string {
+	e.t.Helper()
+	out, err := e.TryCtr(e.t.Context(), args...)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	return out
+}
+
+// TryCtr is Ctr for a command that may fail.
+func (e *Env) TryCtr(ctx context.Context, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(Bin(e.t), "ctr"), args...)
+	cmd.Env = append(os.Environ(), "CONTAINERD_ADDRESS="+filepath.Join(e.Dir, "c.sock"),
+		"CONTAINERD_NAMESPACE="+Namespace, "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1")
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = stopTimeout
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return stdout.String(), fmt.Errorf("ctr %s: %w\n%s%s", strings.Join(args, " "), err, stdout.String(), stderr.String())
+	}
+	return stdout.String(), nil
+}
+
+// Pull pulls the image onto containerd's own overlayfs snapshotter, or only
+// into the content store for every platform it has.
+func (e *Env) Pull(ref string) {
+	e.Ctr("image", "pull", "--local", "--plain-http", "--snapshotter", "overlayfs", ref)
+}
+
+// Fetch fetches every platform of the image into the content store.
+func (e *Env) Fetch(ref string) { e.Ctr("content", "fetch", "--plain-http", "--all-platforms", ref) }
+
+// Run runs a command, or the image's own, in a new container and returns what
+// it wrote to stdout.
+func (e *Env) Run(snapshotter, ref string, command ...string) string {
+	e.t.Helper()
+	id := fmt.Sprintf("c%d", time.Now().UnixNano())
+	return e.Ctr(append([]string{"run", "--rm", "--snapshotter", snapshotter, ref, id}, command...)...)
+}
+
+// Mount mounts the root file system of the image's platform of this machine,
+// read-only as far as the snapshotter makes it so, until the test ends.
+func (e *Env) Mount(snapshotter, ref string) (root string) {
+	e.t.Helper()
+	ctx := e.Context()
+	img, err := e.Client.GetImage(ctx, ref)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	diffIDs, err := img.RootFS(ctx)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	s := e.Client.SnapshotService(snapshotter)
+	key := fmt.Sprintf("view-%d", time.Now().UnixNano())
+	root = filepath.Join(e.Dir, key)
+	keep := snapshots.WithLabels(map[string]string{"containerd.io/gc.root": key}) // or containerd collects it
+	mounts, err := s.View(ctx, key, identity.ChainID(diffIDs).String(), keep)
+	if err != nil {
+		e.t.Fatalf("view %s on %s: %v", ref, snapshotter, err)
+	}
+	if err := errors.Join(os.Mkdir(root, 0o700), mount.All(mounts, root)); err != nil {
+		e.t.Fatalf("mount %s on %s: %v", ref, snapshotter, err)
+	}
+	e.t.Cleanup(func() {
+		ctx := context.WithoutCancel(ctx)
+		if err := errors.Join(mount.UnmountAll(root, 0), s.Remove(ctx, key)); err != nil {
+			e.t.Error(err)
+		}
+	})
+	return root
+}
+
+// unmountBelow unmounts what is mounted below dir, deepest first, and returns
+// an error that names it.
+func unmountBelow(dir string) error {
+	left, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return err
+	}
+	errs := make([]error, 0, len(left))
+	for _, m := range slices.Backward(left) {
+		errs = append(errs, fmt.Errorf("left mounted: %s on %s", m.Source, m.Mountpoint), mount.UnmountAll(m.Mountpoint, unmountDetach))
+	}
+	return errors.Join(errs...)
+}
+
+// unmountDetach is MNT_DETACH: the mount's server may be gone.
+const unmountDetach = 2

@@ -3,8 +3,6 @@
 package main
 
 import (
-	"fmt"
-
 	"github.com/spf13/cobra"
 
 	"github.com/overlaybd-go/overlaybd/conf"
@@ -33,7 +31,7 @@ means. Keys without a counterpart are named on standard error.`,
 				return err
 			}
 			for _, w := range warnings {
-				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w)
+				cmd.PrintErrln("warning:", w)
 			}
 			return cfg.WriteTOML(cmd.OutOrStdout())
 		},

@@ -47,8 +47,8 @@ func command() *cobra.Command {
 fetched as containers read them. Unless told otherwise it starts the block
 daemon, overlaybd-blockd, that it finds beside itself; that one outlives it, so
 that containers do not notice a restart.`,
-		Example: `  overlaybd-snapshotter
-  overlaybd-snapshotter --config /etc/overlaybd-snapshotter/config.toml
+		Example: `  sudo overlaybd-snapshotter
+  sudo overlaybd-snapshotter --config /etc/overlaybd-snapshotter/config.toml
   overlaybd-snapshotter config migrate config.json > config.toml`,
 		Version:       version,
 		Args:          cobra.MaximumNArgs(1),

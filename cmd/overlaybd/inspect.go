@@ -41,7 +41,7 @@ func inspect(ctx context.Context, w io.Writer, path string, asJSON bool) error {
 	if l == nil {
 		return err
 	}
-	defer closeFile(l)
+	defer func() { _ = l.Close() }() // it was only read
 	d := describe(path, l)
 	if err == nil {
 		d.Layer, err = inspectLayer(ctx, l)

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
+	"github.com/overlaybd-go/overlaybd/fetcher/file"
 	"github.com/overlaybd-go/overlaybd/image/lsmt"
 	"github.com/overlaybd-go/overlaybd/image/tarblob"
 	"github.com/overlaybd-go/overlaybd/image/zfile"
@@ -29,11 +30,11 @@ type layerFile struct {
 // openLayerFile opens the file and its wrappers. Where one of these cannot be
 // opened, the layerFile returned with the error holds those that can.
 func openLayerFile(ctx context.Context, path string) (*layerFile, error) {
-	file, err := openFile(path)
+	blob, err := file.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	l := &layerFile{file: file, content: file}
+	l := &layerFile{file: blob, content: blob}
 	return l, l.unwrap(ctx)
 }
 

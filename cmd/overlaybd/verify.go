@@ -93,7 +93,7 @@ func (v *verdict) check(ctx context.Context, path string, progress func(done, to
 	if l == nil {
 		return err
 	}
-	defer closeFile(l)
+	defer func() { _ = l.Close() }() // it was only read
 	if err != nil {
 		return err
 	}

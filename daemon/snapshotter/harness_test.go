@@ -66,7 +66,7 @@ func (r *rig) stop() {
 
 // finish removes all snapshots and looks for what is left.
 func (r *rig) finish() {
-	ctx := context.Background() //nolint:usetesting // the test's own has ended
+	ctx := context.Background()
 	r.removeAll(ctx)
 	if err := r.Cleanup(ctx); err != nil {
 		r.t.Error(err)
@@ -201,12 +201,36 @@ func (r *rig) in(mounts []mount.Mount, fn func(dir string)) {
 	if err := mount.All(mounts, dir); err != nil {
 		r.t.Fatalf("mount %v: %v", mounts, err)
 	}
-	defer func() {
-		if err := mount.UnmountAll(dir, 0); err != nil {
-			r.t.Error(err)
-		}
-	}()
+	defer r.unmount(dir)
 	fn(dir)
+}
+
+// run mounts mounts for a container that runs until unmount.
+func (r *rig) run(mounts []mount.Mount) (dir string) {
+	r.t.Helper()
+	dir = r.t.TempDir()
+	if err := mount.All(mounts, dir); err != nil {
+		r.t.Fatalf("mount %v: %v", mounts, err)
+	}
+	r.t.Cleanup(func() { r.unmount(dir) }) // before finish
+	return dir
+}
+
+func (r *rig) unmount(dir string) {
+	r.t.Helper()
+	if err := mount.UnmountAll(dir, 0); err != nil {
+		r.t.Error(err)
+	}
+}
+
+// mounts returns what Mounts does, which must not fail.
+func (r *rig) mounts(key string) []mount.Mount {
+	r.t.Helper()
+	mounts, err := r.Mounts(r.t.Context(), key)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return mounts
 }
 
 // wantFile expects a file with content text in what mounts show.
@@ -228,20 +252,8 @@ func (r *rig) writeFile(mounts []mount.Mount, name, text string) {
 	})
 }
 
-// id returns the id of snapshot key, by the directory that its mounts name or,
-// for a committed one, by its child's.
-func (r *rig) id(name string) string {
-	r.t.Helper()
-	for _, id := range r.dirs() {
-		text, err := os.ReadFile(r.path(id, "image_ref"))
-		if err == nil && string(text) == name {
-			return id
-		}
-	}
-	r.t.Fatalf("no snapshot of image %s", name)
-	return ""
-}
-
+// wantMounted expects the devices of the snapshots want to be mounted, and
+// nothing else.
 func (r *rig) wantMounted(want ...string) {
 	r.t.Helper()
 	var all []string

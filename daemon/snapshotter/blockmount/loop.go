@@ -38,12 +38,14 @@ func openLoop(path string, readOnly bool) (*os.File, error) {
 // attachLoop puts the file path on a free loop device and returns that, open:
 // with LO_FLAGS_AUTOCLEAR the device lasts until its last user closes it.
 //
-// Direct I/O stays off. Its writes to a file on FUSE gained nothing, and at
-// queue depth 32 it fell to a fraction of the rate.
+// A read-only device reads its file with direct I/O, which has many reads under
+// way at a time instead of one: BenchmarkRead of backend/fuse, where it is 1.1
+// to 2.3 times faster. A writable one goes the way that is proven: direct writes
+// gained nothing.
 func attachLoop(path string, readOnly bool, flags uint32) (*os.File, error) {
 	mode := os.O_RDWR
 	if readOnly {
-		mode, flags = os.O_RDONLY, flags|unix.LO_FLAGS_READ_ONLY
+		mode, flags = os.O_RDONLY, flags|unix.LO_FLAGS_READ_ONLY|unix.LO_FLAGS_DIRECT_IO
 	}
 	backing, err := os.OpenFile(path, mode, 0)
 	if err != nil {

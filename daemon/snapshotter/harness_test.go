@@ -205,7 +205,7 @@ func (r *rig) in(mounts []mount.Mount, fn func(dir string)) {
 	fn(dir)
 }
 
-// run mounts mounts for a container that runs until unmount.
+// run has a container run on mounts until unmount.
 func (r *rig) run(mounts []mount.Mount) (dir string) {
 	r.t.Helper()
 	dir = r.t.TempDir()
@@ -236,11 +236,7 @@ func (r *rig) mounts(key string) []mount.Mount {
 // wantFile expects a file with content text in what mounts show.
 func (r *rig) wantFile(mounts []mount.Mount, name, text string) {
 	r.t.Helper()
-	r.in(mounts, func(dir string) {
-		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(got) != text {
-			r.t.Errorf("file %s: got %q, %v; want %q", name, got, err, text)
-		}
-	})
+	r.in(mounts, func(dir string) { r.wantRead(filepath.Join(dir, name), text) })
 }
 
 func (r *rig) writeFile(mounts []mount.Mount, name, text string) {
@@ -260,8 +256,35 @@ func (r *rig) wantMounted(want ...string) {
 	for _, id := range want {
 		all = append(all, r.path(id, "block", "mountpoint"))
 	}
-	if got := mountsBelow(r.opts.Root); fmt.Sprint(got) != fmt.Sprint(all) {
+	got := mountsBelow(r.opts.Root)
+	slices.Sort(got)
+	if fmt.Sprint(got) != fmt.Sprint(all) {
 		r.t.Errorf("mounted: got %v, want %v", got, all)
+	}
+}
+
+// wantAttached expects the block daemon to have the devices of the snapshots
+// want.
+func (r *rig) wantAttached(want ...string) {
+	r.t.Helper()
+	list, err := r.opts.Block.Attachments(r.t.Context())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var got []string
+	for _, a := range list {
+		got = append(got, a.ID)
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		r.t.Errorf("attached: got %v, want %v", got, want)
+	}
+}
+
+func (r *rig) wantRead(path, text string) {
+	r.t.Helper()
+	if got, err := os.ReadFile(path); err != nil || string(got) != text {
+		r.t.Errorf("file %s: got %q, %v; want %q", path, got, err, text)
 	}
 }
 

@@ -19,7 +19,6 @@ import (
 	"github.com/overlaybd-go/overlaybd/backend"
 	"github.com/overlaybd-go/overlaybd/backend/fuse"
 	"github.com/overlaybd-go/overlaybd/cache"
-	"github.com/overlaybd-go/overlaybd/daemon/blockapi"
 	"github.com/overlaybd-go/overlaybd/daemon/blockd"
 	"github.com/overlaybd-go/overlaybd/daemon/snapshotter"
 	"github.com/overlaybd-go/overlaybd/fetcher"
@@ -30,15 +29,15 @@ import (
 	"github.com/overlaybd-go/overlaybd/tests/need"
 )
 
-// A realBlock is a block daemon of real parts, over a registry in this process.
+// A realBlock is a block daemon of real parts, over registries in this process.
 type realBlock struct {
 	*blockd.Daemon
 
-	t        testing.TB
-	dir      string
-	remote   *fetchertest.Registry
-	exporter *fuse.Exporter
-	close    func() error
+	t      testing.TB
+	dir    string
+	remote *fetchertest.Registry
+	other  *fetchertest.Registry
+	close  func() error
 }
 
 func newReal(t testing.TB) *realBlock {
@@ -46,7 +45,7 @@ func newReal(t testing.TB) *realBlock {
 	need.FUSE(t)
 	need.Loop(t)
 	need.Command(t, "mkfs.ext4")
-	b := &realBlock{t: t, dir: t.TempDir(), remote: fetchertest.NewRegistry(t, fetchertest.Options{})}
+	b := &realBlock{t: t, dir: t.TempDir(), remote: fetchertest.NewRegistry(t, fetchertest.Options{}), other: fetchertest.NewRegistry(t, fetchertest.Options{})}
 	b.start()
 	t.Cleanup(b.stop)
 	return b
@@ -62,7 +61,7 @@ func (b *realBlock) start() {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	opener := registry.New(registry.Options{PlainHTTP: []string{b.remote.Host()}})
+	opener := registry.New(registry.Options{PlainHTTP: []string{b.remote.Host(), b.other.Host()}})
 	cached := blocks.Opener(opener)
 	b.Daemon = blockd.New(blockd.Options{
 		Exporter: exporter,
@@ -71,13 +70,12 @@ func (b *realBlock) start() {
 		Logger:   slog.New(slog.DiscardHandler),
 		Disk:     image.DiskOptions{Direct: true},
 	})
-	b.exporter = exporter
 	b.close = func() error { return errors.Join(exporter.Close(), blocks.Close(), opener.Close()) }
 }
 
 func (b *realBlock) stop() {
 	b.t.Helper()
-	if err := errors.Join(b.Daemon.Close(context.Background()), b.close()); err != nil {
+	if err := errors.Join(b.Close(context.Background()), b.close()); err != nil {
 		b.t.Error(err)
 	}
 }
@@ -90,10 +88,7 @@ func (b *realBlock) kill() {
 		b.t.Fatal(err)
 	}
 	for _, a := range list {
-		// MNT_FORCE aborts the connection, in use or not.
-		if err := unix.Unmount(filepath.Dir(a.Path), unix.MNT_FORCE); err != nil && !errors.Is(err, unix.EBUSY) {
-			b.t.Error(err)
-		}
+		abort(b.t, a.Path)
 		for err = backend.ErrBusy; errdefs.IsFailedPrecondition(err) || errors.Is(err, backend.ErrBusy); {
 			err = b.Detach(b.t.Context(), a.ID) // until it has noticed
 		}
@@ -106,25 +101,33 @@ func (b *realBlock) kill() {
 	}
 }
 
-// plainHTTP lets a rig pull from b's registry.
-func (b *realBlock) plainHTTP(o *snapshotter.Options) { o.PlainHTTP = []string{b.remote.Host()} }
+// plainHTTP lets a rig pull from b's registries.
+func (b *realBlock) plainHTTP(o *snapshotter.Options) {
+	o.PlainHTTP = []string{b.remote.Host(), b.other.Host()}
+}
 
-// image makes a layer with the one file "name", holding text, by way of a
-// snapshotter of its own, puts it into the registry, and pulls it into r.
+// image makes an image whose root has the one file "name", holding text, in the
+// first registry, and pulls it into r.
 func (b *realBlock) image(r *rig, text string) (ref string) {
 	b.t.Helper()
-	blob := b.push(text)
+	return b.imageAt(b.remote, r, text)
+}
+
+func (b *realBlock) imageAt(at *fetchertest.Registry, r *rig, text string) (ref string) {
+	b.t.Helper()
+	blob := b.push(at, text)
 	ref = "sha256:" + text
 	r.pullLabels(ref, "", map[string]string{
 		snapshots.LabelSnapshotRef:  ref,
 		snapshotter.LabelBlobDigest: blob.Digest.String(),
 		snapshotter.LabelBlobSize:   strconv.FormatInt(blob.Size, 10),
-		snapshotter.LabelImageRef:   b.remote.Host() + "/test/image:latest",
+		snapshotter.LabelImageRef:   at.Host() + "/test/image:latest",
 	})
 	return ref
 }
 
-func (b *realBlock) push(text string) fetcher.Ref {
+// push makes a layer, by way of a snapshotter of its own, and puts it into at.
+func (b *realBlock) push(at *fetchertest.Registry, text string) fetcher.Ref {
 	b.t.Helper()
 	r := newRig(b.t, b)
 	mounts := r.prepare("build", "", snapshotter.LabelWritable, "dir", snapshotter.LabelVSize, "1")
@@ -139,7 +142,13 @@ func (b *realBlock) push(text string) fetcher.Ref {
 		b.t.Fatal(err)
 	}
 	r.remove("built")
-	return b.remote.AddBlob("test/image", content)
+	return at.AddBlob("test/image", content)
 }
 
-var _ blockapi.Service = (*realBlock)(nil)
+// abort ends the FUSE connection of the device at path, in use or not.
+func abort(t testing.TB, path string) {
+	t.Helper()
+	if err := unix.Unmount(filepath.Dir(path), unix.MNT_FORCE); err != nil && !errors.Is(err, unix.EBUSY) {
+		t.Error(err)
+	}
+}

@@ -13,6 +13,7 @@ import (
 // TestReleaseIdle: what runs keeps its device, and finds it mounted afterwards;
 // everything else goes, and comes back when it is asked for.
 func TestReleaseIdle(t *testing.T) {
+	t.Parallel() // it waits
 	eachBlock(t, func(t *testing.T, r *rig, image func(string) string) {
 		idle, used := image("idle"), image("used")
 		onIdle := r.prepare("on-idle", idle) // a container that has ended

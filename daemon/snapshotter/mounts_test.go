@@ -159,16 +159,18 @@ var writers = []struct {
 	{"by option", snapshotter.ModeDir, ""},
 }
 
-// eachBlock runs test on the real block daemon and on the fake one.
+// eachBlock runs test on the real block daemon and on the fake one, at once.
 func eachBlock(t *testing.T, test func(t *testing.T, r *rig, image func(name string) string), change ...func(*snapshotter.Options)) {
 	t.Helper()
 	t.Run("fake", func(t *testing.T) {
+		t.Parallel()
 		need.Loop(t)
 		f := newFake(t)
 		r := newRig(t, f, change...)
 		test(t, r, func(name string) string { return r.image(f, name) })
 	})
 	t.Run("real", func(t *testing.T) {
+		t.Parallel()
 		b := newReal(t)
 		r := newRig(t, b, append(change, b.plainHTTP)...)
 		test(t, r, func(name string) string { return b.image(r, name) })
@@ -261,6 +263,7 @@ func TestOverlayIsNotSealed(t *testing.T) {
 // TestCommitOfARunningContainer is refused, harms nothing, and works later: the
 // file system that the container has is never mounted a second time, beside it.
 func TestCommitOfARunningContainer(t *testing.T) {
+	t.Parallel() // it waits
 	eachBlock(t, func(t *testing.T, r *rig, image func(string) string) {
 		dir := r.run(r.prepare("c", image("app"), snapshotter.LabelWritable, "dir"))
 		if err := r.Commit(t.Context(), "layer", "c"); !errdefs.IsFailedPrecondition(err) {

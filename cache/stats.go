@@ -14,14 +14,15 @@ type ReadStats struct {
 	FetchErrors  int64 // requests to the source that failed
 }
 
-// Stats counts what a Cache did since Open.
+// Stats counts what a Cache did since Open. The tag tells a metrics exporter
+// which fields may fall.
 type Stats struct {
 	ReadStats
 
-	UsedBytes     int64 // disk space in use now
-	LimitBytes    int64 // disk space the cache may use
-	InflightBytes int64 // memory held by fetches and writes now
-	Blobs         int64 // blobs open now
+	UsedBytes     int64 `metric:"gauge"` // disk space in use now
+	LimitBytes    int64 `metric:"gauge"` // disk space the cache may use
+	InflightBytes int64 `metric:"gauge"` // memory held by fetches and writes now
+	Blobs         int64 `metric:"gauge"` // blobs open now
 
 	WrittenBytes  int64 // bytes written to disk
 	EvictedBytes  int64 // disk space freed to make room

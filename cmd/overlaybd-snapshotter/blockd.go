@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -30,8 +31,8 @@ const (
 // A blockDaemon is the block daemon as the snapshotter sees it.
 type blockDaemon struct {
 	*blockapi.Client
-	child *os.Process   // nil when it ran already
-	exit  chan struct{} // closed when child has ended
+	address string
+	exit    chan struct{} // closed when the child has ended; nil without one
 }
 
 // findBlockd returns the block daemon at the configured address, and starts
@@ -41,7 +42,7 @@ func findBlockd(ctx context.Context, cfg *conf.Config, args []string, stderr io.
 	if err != nil {
 		return nil, err
 	}
-	d := &blockDaemon{Client: client}
+	d := &blockDaemon{Client: client, address: cfg.Blockd.Address}
 	err = d.probe(ctx)
 	if err != nil && !cfg.Blockd.Start {
 		err = fmt.Errorf("no block daemon answers at %s, and [blockd] start is off: %w", cfg.Blockd.Address, err)
@@ -50,10 +51,11 @@ func findBlockd(ctx context.Context, cfg *conf.Config, args []string, stderr io.
 	if err == nil {
 		return d, nil
 	}
-	if err := d.start(ctx, cfg, args, stderr); err != nil {
+	pid, err := d.start(ctx, cfg, args, stderr)
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start block daemon: %w", err), client.Close())
 	}
-	log.Info("block daemon started", slog.Int("pid", d.child.Pid))
+	log.Info("block daemon started", slog.Int("pid", pid))
 	return d, nil
 }
 
@@ -65,11 +67,12 @@ func (d *blockDaemon) probe(ctx context.Context) error {
 }
 
 // start runs the daemon's binary until it answers, in a session of its own:
-// signals of a terminal or of a process group do not reach it there.
-func (d *blockDaemon) start(ctx context.Context, cfg *conf.Config, args []string, stderr io.Writer) error {
+// signals of a terminal or of a process group do not reach it there. It returns
+// its process id.
+func (d *blockDaemon) start(ctx context.Context, cfg *conf.Config, args []string, stderr io.Writer) (pid int, err error) {
 	binary, err := blockdBinary(cfg.Blockd.Binary)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	cmd := exec.Command(binary, args...) //nolint:noctx // it outlives us
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -78,14 +81,17 @@ func (d *blockDaemon) start(ctx context.Context, cfg *conf.Config, args []string
 		cmd.Stderr = f
 	}
 	if err := cmd.Start(); err != nil {
-		return err
+		return 0, err
 	}
-	d.child, d.exit = cmd.Process, make(chan struct{})
+	d.exit = make(chan struct{})
 	go func() {
 		_ = cmd.Wait() // it has told why itself
 		close(d.exit)
 	}()
-	return d.await(ctx)
+	if err := d.await(ctx); err != nil {
+		return 0, err
+	}
+	return cmd.Process.Pid, os.WriteFile(pidFile(d.address), []byte(strconv.Itoa(cmd.Process.Pid)), 0o600)
 }
 
 // blockdBinary returns the configured binary, or the one beside this program.
@@ -116,38 +122,5 @@ func (d *blockDaemon) await(ctx context.Context) error {
 			return fmt.Errorf("it does not answer: %w", err)
 		case <-time.After(50 * time.Millisecond):
 		}
-	}
-}
-
-// release lets go of the daemon. One that we started and that serves nothing
-// any more is stopped; one with devices goes on without us.
-func (d *blockDaemon) release(ctx context.Context, log *slog.Logger) error {
-	if d.child != nil {
-		if err := d.stopIdle(ctx, log); err != nil {
-			log.Warn("block daemon not stopped", slog.Any("err", err))
-		}
-	}
-	return d.Close()
-}
-
-func (d *blockDaemon) stopIdle(ctx context.Context, log *slog.Logger) error {
-	ctx, cancel := context.WithTimeout(ctx, blockdStart)
-	defer cancel()
-	list, err := d.Attachments(ctx)
-	if err != nil {
-		return err
-	}
-	if len(list) > 0 {
-		log.Info("block daemon goes on serving", slog.Int("devices", len(list)), slog.Int("pid", d.child.Pid))
-		return nil
-	}
-	if err := d.child.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return err
-	}
-	select {
-	case <-d.exit:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }

@@ -55,7 +55,10 @@ func snapshotsService(cfg *conf.Config, childArgs []string, stderr io.Writer, lo
 			return err
 		}
 		defer func() { err = errors.Join(err, s.Close()) }()
-		return listen(ctx, cfg.Address, s, log, ready)
+		if err := listen(ctx, cfg.Address, s, log, ready); err != nil {
+			return err
+		}
+		return s.ReleaseIdle(context.WithoutCancel(ctx))
 	}}
 }
 

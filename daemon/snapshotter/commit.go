@@ -96,7 +96,7 @@ func (s *Snapshotter) finishLayer(ctx context.Context, st stack) (path string, e
 	v, err := spec.Load(s.at.spec(id))
 	switch {
 	case err == nil && v.Writable():
-		return s.at.sealed(id), s.locked(ctx, id, func(ctx context.Context) error { return s.seal(ctx, id, v) })
+		return s.at.sealed(id), s.withDevice(ctx, id, func(ctx context.Context) error { return s.seal(ctx, id, v) })
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return "", err
 	}

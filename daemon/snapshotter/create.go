@@ -45,7 +45,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	if err != nil {
 		return nil, fmt.Errorf("create snapshot %s: %w", key, err)
 	}
-	mounts, err := s.mounts(ctx, key, true)
+	mounts, err := s.mounts(ctx, key)
 	if err != nil {
 		err = fmt.Errorf("create snapshot %s: %w", key, err)
 		return nil, errors.Join(err, s.rollback(ctx, key))

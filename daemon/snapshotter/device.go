@@ -224,6 +224,9 @@ func (s *Snapshotter) writeMark(id string, dev blockmount.Device) error {
 	return os.WriteFile(s.at.mark(id), []byte(m.path+"\n"+m.identity+"\n"), 0o600)
 }
 
+// isFile reports whether the device is a regular file standing in for one.
+func (m mark) isFile() bool { return strings.HasPrefix(m.identity, "file ") }
+
 // readMark returns the mark of device id; without one the zero mark.
 func (s *Snapshotter) readMark(id string) mark {
 	text, _ := os.ReadFile(s.at.mark(id))
@@ -241,14 +244,13 @@ func (s *Snapshotter) release(ctx context.Context, id string) error {
 		return err
 	}
 	m := s.readMark(id)
-	switch {
-	case mounted:
-		if err := blockmount.Unmount(target); err != nil {
-			return err
-		}
-	case m == mark{}:
+	if !mounted && m == (mark{}) {
 		return nil // never attached
-	default:
+	}
+	if err := blockmount.Unmount(target); err != nil {
+		return err
+	}
+	if m.isFile() { // or the mark may name what is another's disk by now
 		if err := blockmount.DetachLoop(m.path); err != nil {
 			return err
 		}

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -197,18 +196,6 @@ func (f *fakeBlock) lose() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	clear(f.devices)
-}
-
-// ids lists the attached devices.
-func (f *fakeBlock) ids() []string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	ids := []string{}
-	for id := range f.devices {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	return ids
 }
 
 func (f *fakeBlock) count(call string) (n int) {

@@ -66,7 +66,7 @@ func (r *rig) stop() {
 
 // finish removes all snapshots and looks for what is left.
 func (r *rig) finish() {
-	ctx := context.Background() //nolint:usetesting // the test's own has ended
+	ctx := context.Background()
 	r.removeAll(ctx)
 	if err := r.Cleanup(ctx); err != nil {
 		r.t.Error(err)
@@ -201,22 +201,42 @@ func (r *rig) in(mounts []mount.Mount, fn func(dir string)) {
 	if err := mount.All(mounts, dir); err != nil {
 		r.t.Fatalf("mount %v: %v", mounts, err)
 	}
-	defer func() {
-		if err := mount.UnmountAll(dir, 0); err != nil {
-			r.t.Error(err)
-		}
-	}()
+	defer r.unmount(dir)
 	fn(dir)
+}
+
+// run has a container run on mounts until unmount.
+func (r *rig) run(mounts []mount.Mount) (dir string) {
+	r.t.Helper()
+	dir = r.t.TempDir()
+	if err := mount.All(mounts, dir); err != nil {
+		r.t.Fatalf("mount %v: %v", mounts, err)
+	}
+	r.t.Cleanup(func() { r.unmount(dir) }) // before finish
+	return dir
+}
+
+func (r *rig) unmount(dir string) {
+	r.t.Helper()
+	if err := mount.UnmountAll(dir, 0); err != nil {
+		r.t.Error(err)
+	}
+}
+
+// mounts returns what Mounts does, which must not fail.
+func (r *rig) mounts(key string) []mount.Mount {
+	r.t.Helper()
+	mounts, err := r.Mounts(r.t.Context(), key)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return mounts
 }
 
 // wantFile expects a file with content text in what mounts show.
 func (r *rig) wantFile(mounts []mount.Mount, name, text string) {
 	r.t.Helper()
-	r.in(mounts, func(dir string) {
-		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(got) != text {
-			r.t.Errorf("file %s: got %q, %v; want %q", name, got, err, text)
-		}
-	})
+	r.in(mounts, func(dir string) { r.wantRead(filepath.Join(dir, name), text) })
 }
 
 func (r *rig) writeFile(mounts []mount.Mount, name, text string) {
@@ -228,28 +248,43 @@ func (r *rig) writeFile(mounts []mount.Mount, name, text string) {
 	})
 }
 
-// id returns the id of snapshot key, by the directory that its mounts name or,
-// for a committed one, by its child's.
-func (r *rig) id(name string) string {
-	r.t.Helper()
-	for _, id := range r.dirs() {
-		text, err := os.ReadFile(r.path(id, "image_ref"))
-		if err == nil && string(text) == name {
-			return id
-		}
-	}
-	r.t.Fatalf("no snapshot of image %s", name)
-	return ""
-}
-
+// wantMounted expects the devices of the snapshots want to be mounted, and
+// nothing else.
 func (r *rig) wantMounted(want ...string) {
 	r.t.Helper()
 	var all []string
 	for _, id := range want {
 		all = append(all, r.path(id, "block", "mountpoint"))
 	}
-	if got := mountsBelow(r.opts.Root); fmt.Sprint(got) != fmt.Sprint(all) {
+	got := mountsBelow(r.opts.Root)
+	slices.Sort(got)
+	if fmt.Sprint(got) != fmt.Sprint(all) {
 		r.t.Errorf("mounted: got %v, want %v", got, all)
+	}
+}
+
+// wantAttached expects the block daemon to have the devices of the snapshots
+// want.
+func (r *rig) wantAttached(want ...string) {
+	r.t.Helper()
+	list, err := r.opts.Block.Attachments(r.t.Context())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var got []string
+	for _, a := range list {
+		got = append(got, a.ID)
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		r.t.Errorf("attached: got %v, want %v", got, want)
+	}
+}
+
+func (r *rig) wantRead(path, text string) {
+	r.t.Helper()
+	if got, err := os.ReadFile(path); err != nil || string(got) != text {
+		r.t.Errorf("file %s: got %q, %v; want %q", path, got, err, text)
 	}
 }
 

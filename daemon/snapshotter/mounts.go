@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -17,14 +18,14 @@ import (
 // Mounts returns how to mount the active or view snapshot key. What is missing
 // beneath, after a crash or a reboot, is attached and mounted again.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
-	mounts, err := s.mounts(ctx, key, false)
+	mounts, err := s.mounts(ctx, key)
 	if err != nil {
 		return nil, fmt.Errorf("mounts of snapshot %s: %w", key, err)
 	}
 	return mounts, nil
 }
 
-func (s *Snapshotter) mounts(ctx context.Context, key string, fresh bool) ([]mount.Mount, error) {
+func (s *Snapshotter) mounts(ctx context.Context, key string) ([]mount.Mount, error) {
 	var st stack
 	err := s.view(ctx, func(ctx context.Context) (err error) {
 		if _, err = storage.GetSnapshot(ctx, key); err == nil { // fails for a committed one
@@ -45,10 +46,8 @@ func (s *Snapshotter) mounts(ctx context.Context, key string, fresh bool) ([]mou
 		if err := s.mountDevice(ctx, device, false); err != nil {
 			return nil, err
 		}
-		if fresh && len(device) == len(st)-1 {
-			if err := s.likeRoot(st[0].id, device[0].id); err != nil {
-				return nil, err
-			}
+		if err := s.likeRoot(st[0], s.lowerDirs(st, device)[0]); err != nil {
+			return nil, err
 		}
 	}
 	return s.overlay(st, device), nil
@@ -127,21 +126,36 @@ func bind(dir, access string, options ...string) []mount.Mount {
 	return []mount.Mount{{Type: "bind", Source: dir, Options: append(options, access, "rbind")}}
 }
 
-// likeRoot gives the directory of a new snapshot the mode, and unless it is
-// mapped the owner, of the root directory of the image: in an overlay mount the
-// uppermost one is what shows.
-func (s *Snapshotter) likeRoot(id, image string) error {
-	var root, own unix.Stat_t
-	if err := unix.Lstat(s.at.mountpoint(image), &root); err != nil {
-		return fmt.Errorf("root directory of image %s: %w", image, err)
+// likeRoot gives the directory of container n the mode and times, and unless it
+// is mapped the owner, of the root directory that it will lie on: in an overlay
+// mount the uppermost one is what shows. From the first mount on, the container
+// may have changed them: they stay.
+func (s *Snapshotter) likeRoot(n node, lower string) error {
+	if n.info.Kind == snapshots.KindView || s.wasMounted(n.id) {
+		return nil
 	}
-	if err := unix.Lstat(s.at.fs(id), &own); err != nil {
+	dir := s.at.fs(n.id)
+	var root, own unix.Stat_t
+	if err := unix.Lstat(lower, &root); err != nil {
+		return fmt.Errorf("root directory %s: %w", lower, err)
+	}
+	if err := unix.Lstat(dir, &own); err != nil {
 		return err
 	}
 	if own.Uid == 0 && own.Gid == 0 {
-		if err := os.Lchown(s.at.fs(id), int(root.Uid), int(root.Gid)); err != nil {
+		if err := os.Lchown(dir, int(root.Uid), int(root.Gid)); err != nil {
 			return err
 		}
 	}
-	return unix.Chmod(s.at.fs(id), root.Mode&0o7777)
+	if err := unix.Chmod(dir, root.Mode&0o7777); err != nil {
+		return err
+	}
+	return unix.UtimesNanoAt(unix.AT_FDCWD, dir, []unix.Timespec{root.Atim, root.Mtim}, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// wasMounted reports whether the overlay of snapshot id was mounted once: the
+// kernel makes a directory in the work directory then, and leaves it there.
+func (s *Snapshotter) wasMounted(id string) bool {
+	_, err := os.Lstat(filepath.Join(s.at.work(id), "work"))
+	return err == nil
 }

@@ -189,6 +189,7 @@ func TestPullRefuses(t *testing.T) {
 }
 
 func TestPullTooManyLayers(t *testing.T) {
+	t.Parallel() // it waits
 	need.Root(t)
 	r := newRig(t, newFake(t))
 	parent := ""

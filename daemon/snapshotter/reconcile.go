@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -17,21 +18,25 @@ import (
 // reboot must not have all images of the node ask their registries together.
 const parallelRemounts = 4
 
+// listTimeout bounds asking the block daemon what it has, which is in its
+// memory.
+const listTimeout = 10 * time.Second
+
 // reconcile makes directories, mounts and devices agree with the metadata,
 // before anyone calls: whatever belongs to no snapshot goes, and what running
 // containers need comes back, in the background.
 func (s *Snapshotter) reconcile(ctx context.Context) error {
+	attached, err := s.attachments(ctx)
+	if err != nil {
+		s.log.Warn("block daemon does not answer, what a crash left stays", slog.Any("err", err))
+		return nil
+	}
 	names, err := s.orphans(ctx)
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
 		s.discard(ctx, name)
-	}
-	attached, err := s.attachments(ctx)
-	if err != nil {
-		s.log.Warn("block daemon does not answer, devices are left as they are", slog.Any("err", err))
-		return nil
 	}
 	used, err := s.devicesInUse(ctx)
 	if err != nil {
@@ -54,6 +59,8 @@ func (s *Snapshotter) reconcile(ctx context.Context) error {
 // attachments returns our devices by snapshot id. Others may use the block
 // daemon too.
 func (s *Snapshotter) attachments(ctx context.Context) (map[string]blockapi.Attachment, error) {
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
 	all, err := s.opts.Block.Attachments(ctx)
 	if err != nil {
 		return nil, err

@@ -99,7 +99,7 @@ func (s *Snapshotter) deviceOf(st stack) (stack, error) {
 	if st[0].info.Kind == snapshots.KindActive {
 		v, err := spec.Load(s.at.spec(st[0].id))
 		switch {
-		case err == nil && v.Writable():
+		case err == nil && v.Writable() && !s.isSealed(st[0].id):
 			return st, nil
 		case err == nil:
 			return nil, fmt.Errorf("snapshot %s is sealed and can only be committed or removed: %w", st[0].info.Name, errdefs.ErrFailedPrecondition)
@@ -112,6 +112,14 @@ func (s *Snapshotter) deviceOf(st stack) (stack, error) {
 		return nil, nil
 	}
 	return st[1+i:], nil
+}
+
+// isSealed reports whether the writable layer of snapshot id has been sealed,
+// though its spec may not say so yet. Attached again, it would get another one,
+// empty, and a Commit made again would take that.
+func (s *Snapshotter) isSealed(id string) bool {
+	_, err := os.Lstat(s.at.sealed(id))
+	return err == nil
 }
 
 // isStaging reports whether a snapshot is only a directory to put files into:

@@ -206,6 +206,51 @@ func TestSnapshotterKilled(t *testing.T) {
 	}
 }
 
+// TestSnapshotterStopped: a container that runs does not notice; once none does,
+// stopping leaves nothing, not even the block daemon that an earlier snapshotter
+// started.
+func TestSnapshotterStopped(t *testing.T) {
+	gate(t)
+	registry := e2e.StartRegistry(t)
+	_, block := converted(t, registry, e2e.Synthetic(t))
+	env := start(t, registry)
+	env.Ctr("rpull", "--plain-http", block)
+	env.Ctr("run", "--detach", "--snapshotter", "overlaybd", block, "victim", "/probe", "wait")
+	env.Snapshotter.Stop()
+	if !env.Snapshotter.BlockdAnswers() {
+		t.Error("the block daemon has left a running container")
+	}
+	sum := env.Ctr("tasks", "exec", "--exec-id", "sum", "victim", "/probe", "sum", "/odd/noise", "/tree/grows")
+	env.Snapshotter.Restart()
+	env.AwaitSnapshotter()
+	if diff := cmp.Diff(env.Run("overlaybd", block, "/probe", "sum", "/odd/noise", "/tree/grows"), sum); diff != "" {
+		t.Error(diff)
+	}
+
+	env.Ctr("tasks", "delete", "--force", "victim")
+	env.Snapshotter.Stop()
+	if env.Snapshotter.BlockdAnswers() {
+		t.Error("the block daemon still runs")
+	}
+	if n := mountsOf(t, filepath.Join(env.Dir, "snapshotter")) + mountsOf(t, filepath.Join(env.Dir, "devices")); n != 0 {
+		t.Errorf("%d mounts are left", n)
+	}
+	env.Snapshotter.Restart()
+	env.AwaitSnapshotter()
+	if got := env.Run("overlaybd", block); got != "hello\n" {
+		t.Errorf("afterwards a container said %q", got)
+	}
+}
+
+func mountsOf(t *testing.T, dir string) int {
+	t.Helper()
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(table), dir+"/")
+}
+
 // TestCycles: containers come and go and leave nothing.
 func TestCycles(t *testing.T) {
 	const cycles = 100
@@ -242,11 +287,7 @@ func residue(t *testing.T, env *e2e.Env) map[string]int {
 		"snapshots":   len(snapshotsOf(t, env, "overlaybd")),
 		"directories": snapshotDirs(t, env),
 	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r["mounts"] = strings.Count(string(mounts), env.Dir)
+	r["mounts"] = mountsOf(t, env.Dir)
 	loops, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	if err != nil {
 		t.Fatal(err)

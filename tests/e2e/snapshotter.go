@@ -99,6 +99,20 @@ func (e *Env) AwaitSnapshotter() {
 // Kill ends the snapshotter, but not the block daemon, with SIGKILL.
 func (s *Snapshotter) Kill() { s.proc.Kill() }
 
+// Stop asks the snapshotter to leave, as a service manager does.
+func (s *Snapshotter) Stop() {
+	s.t.Helper()
+	if err := s.proc.Stop(); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// BlockdAnswers reports whether there is a block daemon.
+func (s *Snapshotter) BlockdAnswers() bool {
+	_, err := s.blockdPID()
+	return err == nil
+}
+
 // PIDs returns the process ids of the daemons.
 func (s *Snapshotter) PIDs() (snapshotter, blockd int) {
 	s.t.Helper()

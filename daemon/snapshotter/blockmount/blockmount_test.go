@@ -16,6 +16,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/backend/backendtest"
+	"github.com/overlaybd-go/overlaybd/backend/fuse"
 	"github.com/overlaybd-go/overlaybd/daemon/snapshotter/blockmount"
 	"github.com/overlaybd-go/overlaybd/tests/need"
 )
@@ -340,4 +343,98 @@ func TestAttachLoop(t *testing.T) {
 		}
 	}
 	assertNoLoop(t, path)
+}
+
+// TestDirectIO: an image is read past the page cache of the FUSE file that it
+// is, a writable file system is not written so.
+func TestDirectIO(t *testing.T) {
+	need.FUSE(t)
+	need.Loop(t)
+	e, err := fuse.New(fuse.Options{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := os.ReadFile(makeImage(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name     string
+		writable bool
+		want     string
+	}{
+		{"read-only", false, "1"},
+		{"writable", true, "0"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var v backend.Volume = volumeOf(t, image)
+			if !tc.writable {
+				v = backendtest.ReadOnly(v)
+			}
+			d, err := e.Export(t.Context(), tc.want, v)
+			if err != nil {
+				t.Fatal(err)
+			}
+			target := t.TempDir()
+			if err := blockmount.Mount(blockmount.Device{Path: d.Path(), File: true}, target, blockmount.FS{}, tc.writable); err != nil {
+				t.Fatal(err)
+			}
+			if got := loopAttr(t, d.Path(), "dio"); got != tc.want {
+				t.Errorf("direct I/O of its loop device: got %s, want %s", got, tc.want)
+			}
+			if err := errors.Join(blockmount.Unmount(target), d.Remove(t.Context())); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func volumeOf(t *testing.T, content []byte) backend.Writer {
+	t.Helper()
+	v := backendtest.NewMemVolume(int64(len(content)))
+	if _, err := v.WriteAt(t.Context(), content, 0); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// loopAttr returns what the kernel says of the loop device that serves path.
+func loopAttr(t *testing.T, path, name string) string {
+	t.Helper()
+	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	for _, f := range files {
+		if text, _ := os.ReadFile(f); strings.TrimSpace(string(text)) == path {
+			attr, err := os.ReadFile(filepath.Join(filepath.Dir(f), name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return strings.TrimSpace(string(attr))
+		}
+	}
+	t.Fatalf("no loop device serves %s", path)
+	return ""
+}
+
+// TestMountOfALiveFile: a mount that is out of sight and in use is found again,
+// instead of a second file system on the same bytes.
+func TestMountOfALiveFile(t *testing.T) {
+	need.Loop(t)
+	dev, first, second := blockmount.Device{Path: makeImage(t), File: true}, t.TempDir(), t.TempDir()
+	if err := blockmount.Mount(dev, first, blockmount.FS{}, true); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(first, "new"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(blockmount.Abandon(first), blockmount.Mount(dev, second, blockmount.FS{}, true)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(second, "new")); err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(f.Close(), blockmount.Unmount(second)); err != nil {
+		t.Error(err)
+	}
+	assertNoLoop(t, dev.Path)
 }

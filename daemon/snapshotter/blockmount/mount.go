@@ -75,7 +75,7 @@ func mount(dev Device, target string, fs FS, writable bool) error {
 			return err
 		}
 	}
-	loop, err := attachLoop(dev.Path, !writable, unix.LO_FLAGS_AUTOCLEAR)
+	loop, err := openLoop(dev.Path, !writable)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshotter_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/backend/fuse"
+	"github.com/overlaybd-go/overlaybd/cache"
+	"github.com/overlaybd-go/overlaybd/daemon/blockd"
+	"github.com/overlaybd-go/overlaybd/daemon/snapshotter"
+	"github.com/overlaybd-go/overlaybd/fetcher"
+	"github.com/overlaybd-go/overlaybd/fetcher/fetchertest"
+	"github.com/overlaybd-go/overlaybd/fetcher/file"
+	"github.com/overlaybd-go/overlaybd/fetcher/registry"
+	"github.com/overlaybd-go/overlaybd/image"
+	"github.com/overlaybd-go/overlaybd/tests/need"
+)
+
+// A realBlock is a block daemon of real parts, over registries in this process.
+type realBlock struct {
+	*blockd.Daemon
+
+	t      testing.TB
+	dir    string
+	remote *fetchertest.Registry
+	other  *fetchertest.Registry
+	close  func() error
+}
+
+func newReal(t testing.TB) *realBlock {
+	t.Helper()
+	need.FUSE(t)
+	need.Loop(t)
+	need.Command(t, "mkfs.ext4")
+	b := &realBlock{t: t, dir: t.TempDir(), remote: fetchertest.NewRegistry(t, fetchertest.Options{}), other: fetchertest.NewRegistry(t, fetchertest.Options{})}
+	b.start()
+	t.Cleanup(b.stop)
+	return b
+}
+
+func (b *realBlock) start() {
+	b.t.Helper()
+	exporter, err := fuse.New(fuse.Options{Dir: filepath.Join(b.dir, "devices")})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	blocks, err := cache.Open(cache.Options{Dir: filepath.Join(b.dir, "cache")})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	opener := registry.New(registry.Options{PlainHTTP: []string{b.remote.Host(), b.other.Host()}})
+	cached := blocks.Opener(opener)
+	b.Daemon = blockd.New(blockd.Options{
+		Exporter: exporter,
+		Blobs:    fetcher.Schemes{"http": cached, "https": cached, "file": file.Opener{}},
+		Patience: time.Minute,
+		Logger:   slog.New(slog.DiscardHandler),
+		Disk:     image.DiskOptions{Direct: true},
+	})
+	b.close = func() error { return errors.Join(exporter.Close(), blocks.Close(), opener.Close()) }
+}
+
+func (b *realBlock) stop() {
+	b.t.Helper()
+	if err := errors.Join(b.Close(context.Background()), b.close()); err != nil {
+		b.t.Error(err)
+	}
+}
+
+// kill ends the daemon as SIGKILL does: its devices die in use.
+func (b *realBlock) kill() {
+	b.t.Helper()
+	list, err := b.Attachments(b.t.Context())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, a := range list {
+		abort(b.t, a.Path)
+		for err = backend.ErrBusy; errdefs.IsFailedPrecondition(err) || errors.Is(err, backend.ErrBusy); {
+			err = b.Detach(b.t.Context(), a.ID) // until it has noticed
+		}
+		if err != nil {
+			b.t.Error(err)
+		}
+	}
+	if err := b.close(); err != nil {
+		b.t.Error(err)
+	}
+}
+
+// plainHTTP lets a rig pull from b's registries.
+func (b *realBlock) plainHTTP(o *snapshotter.Options) {
+	o.PlainHTTP = []string{b.remote.Host(), b.other.Host()}
+}
+
+// image makes an image whose root has the one file "name", holding text, in the
+// first registry, and pulls it into r.
+func (b *realBlock) image(r *rig, text string) (ref string) {
+	b.t.Helper()
+	return b.imageAt(b.remote, r, text)
+}
+
+func (b *realBlock) imageAt(at *fetchertest.Registry, r *rig, text string) (ref string) {
+	b.t.Helper()
+	blob := b.push(at, text)
+	ref = "sha256:" + text
+	r.pullLabels(ref, "", map[string]string{
+		snapshots.LabelSnapshotRef:  ref,
+		snapshotter.LabelBlobDigest: blob.Digest.String(),
+		snapshotter.LabelBlobSize:   strconv.FormatInt(blob.Size, 10),
+		snapshotter.LabelImageRef:   at.Host() + "/test/image:latest",
+	})
+	return ref
+}
+
+// push makes a layer, by way of a snapshotter of its own, and puts it into at.
+func (b *realBlock) push(at *fetchertest.Registry, text string) fetcher.Ref {
+	b.t.Helper()
+	r := newRig(b.t, b)
+	mounts := r.prepare("build", "", snapshotter.LabelWritable, "dir", snapshotter.LabelVSize, "1")
+	r.writeFile(mounts, "name", text)
+	r.commit("built", "build")
+	info, err := r.Stat(b.t.Context(), "built")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	content, err := os.ReadFile(info.Labels[snapshotter.LabelLocalCommitPath])
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	r.remove("built")
+	return at.AddBlob("test/image", content)
+}
+
+// abort ends the FUSE connection of the device at path, in use or not.
+func abort(t testing.TB, path string) {
+	t.Helper()
+	if err := unix.Unmount(filepath.Dir(path), unix.MNT_FORCE); err != nil && !errors.Is(err, unix.EBUSY) {
+		t.Error(err)
+	}
+}

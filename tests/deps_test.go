@@ -34,6 +34,7 @@ var floors = []struct {
 	{"image/lsmt", []string{"fetcher", "backend"}},
 	{"image/zfile", []string{"fetcher"}},
 	{"image/tarblob", []string{"fetcher"}},
+	{"image/ext4", []string{"fetcher", "backend"}},
 	// 2 assembly
 	{"image", []string{"fetcher", "backend", "image/*"}},
 	// 3 services

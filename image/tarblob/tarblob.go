@@ -167,5 +167,9 @@ func (b *Payload) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, e
 
 // Drop makes the source forget bytes [off, off+n) of the payload.
 func (b *Payload) Drop(ctx context.Context, off, n int64) error {
+	off = max(off, 0)
+	if n = min(n, b.size-off); n <= 0 {
+		return nil
+	}
 	return fetcher.Drop(ctx, b.src, b.off+off, n)
 }

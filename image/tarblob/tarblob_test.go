@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"os"
 	"strings"
 	"testing"
@@ -293,6 +294,9 @@ func TestPayloadForwards(t *testing.T) {
 	}
 	if err := fetcher.Drop(t.Context(), b, 2, 3); err != nil || dropped != [2]int64{1538, 3} {
 		t.Errorf("Drop reached the source as %v, %v", dropped, err)
+	}
+	if err := fetcher.Drop(t.Context(), b, 4, math.MaxInt64); err != nil || dropped != [2]int64{1540, 6} {
+		t.Errorf("a Drop of everything reached the source as %v, %v", dropped, err)
 	}
 	r, err := fetcher.ReadRange(t.Context(), b, 2, 3)
 	if err != nil {

@@ -193,10 +193,11 @@ func (r *Reader) tryDecode(i int64, b, dst []byte) error {
 
 // Drop makes the source forget the blocks that hold bytes [off, off+n).
 func (r *Reader) Drop(ctx context.Context, off, n int64) error {
-	off, end := max(off, 0), min(off+n, r.size)
-	if off >= end {
+	off = max(off, 0)
+	if n = min(n, r.size-off); n <= 0 {
 		return nil
 	}
+	end := off + n
 	bs := int64(r.h.blockSize)
 	start := r.index.offset(off / bs)
 	return fetcher.Drop(ctx, r.src, start, r.index.offset((end-1)/bs+1)-start)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -211,23 +212,23 @@ func TestDropMapsToCompressedBytes(t *testing.T) {
 	z := compress(t, mixed(40_960), zfile.Options{})
 	src := &cachedBlob{memBlob: bytes.Clone(z), source: z}
 	r := open(t, src)
-	for _, rng := range [][2]int64{{0, 1 << 40}, {5000, 1}, {40_960, 10}, {0, 0}} {
+	for _, rng := range [][2]int64{{0, 1 << 40}, {5000, 1}, {40_960, 10}, {0, 0}, {8192, math.MaxInt64}} {
 		if err := r.Drop(t.Context(), rng[0], rng[1]); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if len(src.dropped) != 2 || src.dropped[0] != [2]int64{512, r.Info().CompressedSize} {
-		t.Fatalf("dropped %v, want all blocks and then one", src.dropped)
+	if len(src.dropped) != 3 || src.dropped[0] != [2]int64{512, r.Info().CompressedSize} {
+		t.Fatalf("dropped %v, want all blocks, then one, then the rest", src.dropped)
 	}
 	one := src.dropped[1]
 	for i := range one[1] {
 		src.memBlob[one[0]+i] = 0
 	}
 	p := make([]byte, 4096)
-	if _, err := r.ReadAt(t.Context(), p, 0); err != nil || len(src.dropped) != 2 {
+	if _, err := r.ReadAt(t.Context(), p, 0); err != nil || len(src.dropped) != 3 {
 		t.Errorf("block 0 lay in the range of block 1: %v", err)
 	}
-	if _, err := r.ReadAt(t.Context(), p, 4096); err != nil || len(src.dropped) != 3 {
+	if _, err := r.ReadAt(t.Context(), p, 4096); err != nil || len(src.dropped) != 4 {
 		t.Errorf("block 1 lay outside of its range: %v", err)
 	}
 	if err := fetcher.Drop(t.Context(), open(t, memBlob(z)), 0, 1); !errors.Is(err, errors.ErrUnsupported) {

@@ -82,7 +82,10 @@ func NewWriter(w io.Writer, opts Options) (*Writer, error) {
 	if z.filling, err = newBatch(&z.h); err != nil {
 		return nil, err
 	}
-	return z, z.emit(z.h.marshal())
+	if err := z.emit(z.h.marshal()); err != nil {
+		return nil, err
+	}
+	return z, nil
 }
 
 // Write takes p for compression. An error of the underlying writer may come

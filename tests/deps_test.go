@@ -37,6 +37,7 @@ var floors = []struct {
 	{"image/ext4", []string{"fetcher", "backend"}},
 	// 2 assembly
 	{"image", []string{"fetcher", "backend", "image/*"}},
+	{"image/build", []string{"fetcher", "fetcher/file", "backend", "image", "image/*"}},
 	// 3 services
 	{"daemon/blockapi", nil},
 	{"daemon/blockapi/*", nil},

@@ -138,6 +138,9 @@ func Open(ctx context.Context, dev backend.Writer) (*FS, error) {
 	return f, nil
 }
 
+// Size returns the size of the volume in bytes.
+func (f *FS) Size() int64 { return f.sb.off(f.sb.blocks) }
+
 // begin starts an operation: only now may blocks leave the cache, so that an
 // operation can keep pointers into it.
 func (f *FS) begin(ctx context.Context) error {

@@ -211,6 +211,9 @@ func attributes(h *tar.Header) (ext4.Attr, error) {
 		return ext4.Attr{}, fmt.Errorf("tar entry of type %q: %w", h.Typeflag, errors.ErrUnsupported)
 	}
 	a := ext4.Attr{Mode: kind | uint32(h.Mode)&0o7777, UID: uint32(h.Uid), GID: uint32(h.Gid)}
+	if kind == syscall.S_IFLNK {
+		a.Mode = kind | 0o777 // the kernel knows no other
+	}
 	if int(a.UID) != h.Uid || int(a.GID) != h.Gid {
 		return a, fmt.Errorf("owner %d:%d: %w", h.Uid, h.Gid, errors.ErrUnsupported)
 	}

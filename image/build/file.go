@@ -84,9 +84,9 @@ func isZero(p []byte) bool {
 // paxXattr is what PAX records of extended attributes begin with.
 const paxXattr = "SCHILY.xattr."
 
-// setXattrs adds the extended attributes of h to those of the file ino. Those
-// that the kernel would not store on such a file are left out, as containerd
-// does.
+// setXattrs adds the extended attributes of h to those of the file ino. As
+// containerd does, it leaves out those that the kernel would not store on such
+// a file, and trusted ones: no image shall speak to overlayfs.
 func (a *applier) setXattrs(ino ext4.Ino, mode uint32, h *tar.Header) error {
 	var add map[string][]byte
 	for record, value := range h.PAXRecords {
@@ -124,7 +124,7 @@ func storable(name string, mode uint32) bool {
 	case "user":
 		kind := mode & syscall.S_IFMT
 		return rest != "" && (kind == syscall.S_IFREG || kind == syscall.S_IFDIR)
-	case "security", "trusted":
+	case "security":
 		return rest != ""
 	case "system":
 		return rest == "posix_acl_access" || rest == "posix_acl_default"

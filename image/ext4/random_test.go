@@ -237,7 +237,7 @@ var bases = []struct {
 	opts []string
 }{
 	{"ours", nil},
-	{"kernel", []string{"-O", "^metadata_csum,^orphan_file,uninit_bg"}},
+	{"kernel", []string{"-b", "4096", "-O", "^metadata_csum,^orphan_file,uninit_bg"}},
 	{"plain", []string{"-O", "^metadata_csum,^orphan_file,^has_journal,^64bit,^flex_bg,^resize_inode"}},
 	{"1k", []string{"-b", "1024", "-g", "1024", "-O", "^metadata_csum,^orphan_file,uninit_bg,^has_journal,^resize_inode"}},
 	{"small-inodes", []string{"-b", "2048", "-I", "128", "-O", "^metadata_csum,^orphan_file,^dir_index"}},

@@ -139,7 +139,7 @@ func everything(t testing.TB, p *pair) {
 	ok(p.create("/d", dir))
 	ok(p.create("/d/e", dir))
 	ok(p.create("/file", reg))
-	ok(p.write("/file", 1<<20, pattern(1, 1<<20)))
+	ok(p.write("/file", 300_000, pattern(1, 300_000)))
 	ok(p.create("/d/holes", reg))
 	ok(p.write("/d/holes", 0, pattern(2, 5000), make([]byte, 1<<20), pattern(3, 100), make([]byte, 50_001)))
 	ok(p.create("/only-hole", reg))

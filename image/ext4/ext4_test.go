@@ -57,21 +57,6 @@ func newFile(t testing.TB, size int64) fileVolume {
 	return fileVolume{f, size}
 }
 
-// openFile returns a volume over the file name.
-func openFile(t testing.TB, name string) fileVolume {
-	t.Helper()
-	f, err := os.OpenFile(name, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
-	info, err := f.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return fileVolume{f, info.Size()}
-}
-
 // format returns a new file system on v.
 func format(t testing.TB, v backend.Writer) *ext4.FS {
 	t.Helper()
@@ -106,15 +91,13 @@ func fsck(t testing.TB, v fileVolume) {
 	}
 }
 
-// must returns v, or stops the program's test by its panic if err is not nil.
-func must[T any](t testing.TB) func(v T, err error) T {
-	return func(v T, err error) T {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
+// must returns v. An error panics: it is not expected, and what follows could
+// not go on.
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
 	}
+	return v
 }
 
 func attr(mode uint32) ext4.Attr {
@@ -203,7 +186,7 @@ func TestErrors(t *testing.T) {
 	ctx := t.Context()
 	f := format(t, newFile(t, 64<<20))
 	file := writeFile(t, f, ext4.RootIno, "file", []byte("x"))
-	dir := must[ext4.Ino](t)(f.Create(ctx, ext4.RootIno, "dir", attr(syscall.S_IFDIR|0o755)))
+	dir := must(f.Create(ctx, ext4.RootIno, "dir", attr(syscall.S_IFDIR|0o755)))
 	writeFile(t, f, dir, "inner", nil)
 	last := func(_ any, err error) error { return err }
 	for _, c := range []struct {
@@ -249,7 +232,7 @@ func TestContent(t *testing.T) {
 	fsck(t, v)
 	f = open(t, v)
 	for name, want := range data {
-		ino := must[ext4.Ino](t)(f.Lookup(t.Context(), ext4.RootIno, name))
+		ino := must(f.Lookup(t.Context(), ext4.RootIno, name))
 		if got := readFile(t, f, ino); !bytes.Equal(got, want) {
 			t.Errorf("file of %s bytes reads back differently", name)
 		}

@@ -282,7 +282,10 @@ func (f *FS) copySupers(ctx context.Context) error {
 	}
 	for _, g := range f.copies() {
 		start := f.sb.groupStart(g)
-		copy(f.cache.zero(start).data, f.sb.raw)
+		super := f.cache.zero(start).data
+		copy(super, f.sb.raw)
+		le.PutUint16(super[sbGroup:], uint16(g))
+		le.PutUint16(super[sbState:], 0) // only the first is marked as unmounted
 		for i := range f.sb.descBlocks() {
 			table, err := f.cache.get(ctx, 1+i)
 			if err != nil {

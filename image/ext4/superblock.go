@@ -54,6 +54,7 @@ const (
 	sbRevision     = 0x4c
 	sbFirstIno     = 0x54
 	sbInodeSize    = 0x58
+	sbGroup        = 0x5a // of a copy
 	sbCompat       = 0x5c
 	sbIncompat     = 0x60
 	sbROCompat     = 0x64

@@ -101,6 +101,7 @@ func members(t testing.TB, all ...member) layer {
 
 func file(name, body string) member { return member{tar.Header{Name: name}, body} }
 func dir(name string) member        { return member{tar.Header{Name: name + "/", Typeflag: tar.TypeDir}, ""} }
+
 func link(kind byte, name, target string) member {
 	return member{tar.Header{Name: name, Typeflag: kind, Linkname: target}, ""}
 }
@@ -354,4 +355,12 @@ func TestManyLayers(t *testing.T) {
 		layers[i] = members(t, file(fmt.Sprintf("dir/file%d", i), fmt.Sprint(i)), file(fmt.Sprintf("dir/.wh.file%d", i-3), ""))
 	}
 	sameAsContainerd(t, layers...)
+}
+
+func run(t testing.TB, program string, args ...string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), need.Command(t, program), args...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", cmd.Args, err, out)
+	}
 }

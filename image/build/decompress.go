@@ -22,7 +22,7 @@ const maxWindow = 128 << 20
 func Decompress(r io.Reader) (io.ReadCloser, error) {
 	buf := bufio.NewReaderSize(r, 1<<20)
 	head, err := buf.Peek(4)
-	if err != nil && err != io.EOF { //nolint:errorlint // Peek returns it bare
+	if err != nil && err != io.EOF {
 		return nil, err
 	}
 	switch {

@@ -266,7 +266,7 @@ func sameAsContainerd(t *testing.T, layers ...layer) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := e2e.ReadTree(mounted(t, flat(t, apply(t, newChain(t, 0), layers...))))
+	got, err := e2e.ReadTree(mounted(t, flat(t, apply(t, newChain(t, 2<<30), layers...))))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -245,7 +245,7 @@ func bigDir(t testing.TB, f *ext4.FS, n int) (dir ext4.Ino, names map[string]boo
 func TestLargeDirectory(t *testing.T) {
 	v := newFile(t, 4<<30)
 	f := format(t, v)
-	dir, names := bigDir(t, f, 100_000)
+	dir, names := bigDir(t, f, 100_000/slow)
 	flush(t, f)
 	fsck(t, v)
 	f = open(t, v)

@@ -43,10 +43,20 @@ func (v fileVolume) Size() int64                                 { return v.size
 func (v fileVolume) Sync(context.Context) error                  { return nil }
 func (v fileVolume) Discard(context.Context, int64, int64) error { return errors.ErrUnsupported }
 
-// newFile returns a volume of size bytes in a sparse file.
+// newFile returns a volume of size bytes in a sparse file, in memory where
+// possible: the kernel syncs what it mounts.
 func newFile(t testing.TB, size int64) fileVolume {
 	t.Helper()
-	f, err := os.Create(filepath.Join(t.TempDir(), "disk"))
+	dir, err := os.MkdirTemp("/dev/shm", "ext4-test-") //nolint:usetesting // t.TempDir is on disk
+	if err != nil {
+		dir = t.TempDir()
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	f, err := os.Create(filepath.Join(dir, "disk"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"syscall"
 )
 
@@ -77,7 +78,7 @@ func (w *FileWriter) Write(p []byte) (int, error) {
 	if err != nil {
 		return done, err
 	}
-	w.tail = append(w.tail, p[done:]...)
+	w.tail = append(w.tail, p[done:]...) // less than a block
 	w.off += int64(len(p) - done)
 	return len(p), nil
 }
@@ -136,10 +137,11 @@ func (f *FS) noteLarge(ctx context.Context, size int64) error {
 // inBlock returns how many bytes of the block that off is in lie before off.
 func (w *FileWriter) inBlock() int { return int(w.off & (w.f.sb.blockSize - 1)) }
 
-// fillTail makes the tail n bytes long if it has been begun or is about to be.
+// fillTail makes the tail at least n bytes long, with zeroes.
 func (w *FileWriter) fillTail(n int) {
-	for len(w.tail) < n {
-		w.tail = append(w.tail, 0)
+	if have := len(w.tail); have < n {
+		w.tail = slices.Grow(w.tail, int(w.f.sb.blockSize)-have)[:n]
+		clear(w.tail[have:])
 	}
 }
 

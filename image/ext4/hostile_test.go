@@ -204,7 +204,7 @@ func TestEveryByteDamaged(t *testing.T) {
 	at := metadataBytes(image)
 	m := make(memory, len(image))
 	found := 0
-	for i := 0; i < len(at); i += 1 + len(at)/500 {
+	for i := 0; i < len(at); i += 1 + len(at)/(1000/slow) {
 		copy(m, image)
 		m[at[i]] ^= 0xff
 		f, err := ext4.Open(t.Context(), m)
@@ -215,10 +215,9 @@ func TestEveryByteDamaged(t *testing.T) {
 			found++
 		}
 	}
-	if found < 30 {
+	if found < 10 {
 		t.Errorf("damage was found %d times, far too few", found)
 	}
-	t.Log(found, len(at))
 }
 
 func TestRefused(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -24,23 +25,31 @@ import (
 	"github.com/overlaybd-go/overlaybd/tests/need"
 )
 
-// mount shows v through the kernel's ext4, read-only.
+// mount shows v through the kernel's ext4, read-only, until the test ends.
 func mount(t testing.TB, v fileVolume) (dir string) {
+	t.Helper()
+	dir, _ = mountAs(t, v, "ro")
+	return dir
+}
+
+// mountAs shows v through the kernel's ext4 until unmount is called or the
+// test ends.
+func mountAs(t testing.TB, v fileVolume, option string) (dir string, unmount func()) {
 	t.Helper()
 	need.Root(t)
 	need.Loop(t)
 	dir = t.TempDir()
-	// The context of t ends before its cleanups run.
-	cmd := exec.CommandContext(t.Context(), need.Command(t, "mount"), "-t", "ext4", "-o", "loop,ro", v.Name(), dir)
+	cmd := exec.CommandContext(t.Context(), need.Command(t, "mount"), "-t", "ext4", "-o", "loop,"+option, v.Name(), dir)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("mount: %v\n%s", err, out)
 	}
-	t.Cleanup(func() {
+	unmount = sync.OnceFunc(func() {
 		if err := syscall.Unmount(dir, 0); err != nil {
 			t.Errorf("unmount: %v", err)
 		}
 	})
-	return dir
+	t.Cleanup(unmount)
+	return dir, unmount
 }
 
 // describeDir lists what is in a mounted file system, as node.describe does.
@@ -217,14 +226,14 @@ func bigDir(t testing.TB, f *ext4.FS, n int) (dir ext4.Ino, names map[string]boo
 	names = make(map[string]bool, n)
 	a := attr(syscall.S_IFREG | 0o644)
 	for i := range n {
-		name := fmt.Sprintf("a file with number %d", i)
+		name := fmt.Sprintf("a fíle with number %d", i)
 		if _, err := f.Create(t.Context(), dir, name, a); err != nil {
 			t.Fatal(err)
 		}
 		names[name] = true
 	}
 	for i := 0; i < n; i += 10 {
-		name := fmt.Sprintf("a file with number %d", i)
+		name := fmt.Sprintf("a fíle with number %d", i)
 		if err := f.Remove(t.Context(), dir, name); err != nil {
 			t.Fatal(err)
 		}
@@ -236,7 +245,7 @@ func bigDir(t testing.TB, f *ext4.FS, n int) (dir ext4.Ino, names map[string]boo
 func TestLargeDirectory(t *testing.T) {
 	v := newFile(t, 4<<30)
 	f := format(t, v)
-	dir, names := bigDir(t, f, 100_000)
+	dir, names := bigDir(t, f, 100_000/slow)
 	flush(t, f)
 	fsck(t, v)
 	f = open(t, v)
@@ -250,7 +259,7 @@ func TestLargeDirectory(t *testing.T) {
 	if !maps.Equal(seen, names) {
 		t.Errorf("%d names are listed, want %d", len(seen), len(names))
 	}
-	if _, err := f.Lookup(t.Context(), dir, "a file with number 0"); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := f.Lookup(t.Context(), dir, "a fíle with number 0"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("removed name: got %v, want fs.ErrNotExist", err)
 	}
 	big := filepath.Join(mount(t, v), "big")

@@ -23,7 +23,7 @@ import (
 
 var (
 	seed  = flag.Uint64("seed", 1, "of the first random edits")
-	edits = flag.Int("edits", 1500, "random edits in a program")
+	edits = flag.Int("edits", 600/slow, "random edits in a program")
 )
 
 // A program is a sequence of random edits, each decided by a number of its
@@ -82,6 +82,9 @@ func (p program) run(ctx context.Context, v fileVolume, log *strings.Builder) er
 		e.r = rand.New(rand.NewPCG(word, 1))
 		if err := e.edit(); err != nil {
 			return fmt.Errorf("edit %d of %d: %w", i, len(p), err)
+		}
+		if word%7 == 0 {
+			ext4.LimitCache(e.fs, int(word%97))
 		}
 		if word%300 == 0 {
 			if e.fs, err = e.reopen(ctx, v); err != nil {

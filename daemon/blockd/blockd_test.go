@@ -4,6 +4,7 @@ package blockd_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -25,13 +26,17 @@ import (
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/fetcher/fetchertest"
 	"github.com/overlaybd-go/overlaybd/fetcher/file"
+	"github.com/overlaybd-go/overlaybd/fetcher/limit"
+	"github.com/overlaybd-go/overlaybd/fetcher/mirror"
 	"github.com/overlaybd-go/overlaybd/fetcher/registry"
+	"github.com/overlaybd-go/overlaybd/fetcher/retry"
 	"github.com/overlaybd-go/overlaybd/image"
 	"github.com/overlaybd-go/overlaybd/image/spec"
 	"github.com/overlaybd-go/overlaybd/tests/need"
 )
 
-// A node is a Daemon over real parts: FUSE above, a scripted registry below.
+// A node is a Daemon over real parts, as the command assembles them: FUSE above,
+// a scripted registry below.
 type node struct {
 	*blockd.Daemon
 	t        *testing.T
@@ -39,25 +44,42 @@ type node struct {
 	registry *fetchertest.Registry
 }
 
+// nodeOptions are what tests set of a node's parts.
+type nodeOptions struct {
+	registry fetchertest.Options
+	remote   registry.Options
+	retry    retry.Options
+	cache    cache.Options
+	patience time.Duration
+}
+
 func newNode(t *testing.T) *node {
+	t.Helper()
+	return newNodeOf(t, nodeOptions{patience: time.Minute, retry: retry.Options{Budget: 50 * time.Millisecond}})
+}
+
+func newNodeOf(t *testing.T, o nodeOptions) *node {
 	t.Helper()
 	need.Root(t)
 	need.FUSE(t)
-	n := &node{t: t, dir: t.TempDir(), registry: fetchertest.NewRegistry(t, fetchertest.Options{})}
+	n := &node{t: t, dir: t.TempDir(), registry: fetchertest.NewRegistry(t, o.registry)}
 	exporter, err := fuse.New(fuse.Options{Dir: filepath.Join(n.dir, "devices")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	blocks, err := cache.Open(cache.Options{Dir: filepath.Join(n.dir, "cache")})
+	o.cache.Dir = cmp.Or(o.cache.Dir, filepath.Join(n.dir, "cache"))
+	blocks, err := cache.Open(o.cache)
 	if err != nil {
 		t.Fatal(err)
 	}
-	remote := registry.New(registry.Options{PlainHTTP: []string{n.registry.Host()}})
-	cached := blocks.Opener(remote)
+	o.remote.PlainHTTP = []string{n.registry.Host()}
+	remote := registry.New(o.remote)
+	mirrored := mirror.New(remote, limit.New(remote, limit.Options{}), mirror.Options{})
+	cached := blocks.Opener(retry.New(mirrored, o.retry))
 	n.Daemon = blockd.New(blockd.Options{
 		Exporter: exporter,
 		Blobs:    fetcher.Schemes{"http": cached, "https": cached, "file": file.Opener{}},
-		Patience: time.Minute,
+		Patience: o.patience,
 		Logger:   slog.New(slog.DiscardHandler),
 		Disk:     image.DiskOptions{Direct: true},
 	})

@@ -195,7 +195,9 @@ func (x *exchange) sendBody(body []byte) {
 		body = body[after:]
 	case Corrupt:
 		spoilt := append([]byte(nil), body...)
-		spoilt[after] ^= 1
+		if after < int64(len(spoilt)) {
+			spoilt[after] ^= 1
+		}
 		body = spoilt
 	case Intact, Short:
 	}

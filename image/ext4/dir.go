@@ -4,6 +4,7 @@ package ext4
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"iter"
@@ -33,6 +34,9 @@ func (f *FS) dirBlocks(n inode) uint64 { return uint64(n.size() / f.sb.blockSize
 
 // dirBlock returns block i of the directory n.
 func (f *FS) dirBlock(ctx context.Context, n inode, i uint64) (*block, error) {
+	if err := ctx.Err(); err != nil { // a damaged directory may seem very large
+		return nil, err
+	}
 	m, err := f.lookup(ctx, n, i)
 	if err != nil {
 		return nil, err
@@ -55,7 +59,7 @@ func (f *FS) appendDirBlock(ctx context.Context, n inode) (*block, uint64, error
 		return nil, 0, err
 	}
 	if err := f.appendExtent(ctx, n, i, run{b.no, 1}); err != nil {
-		return nil, 0, err
+		return nil, 0, errors.Join(err, f.freeRun(ctx, run{b.no, 1}))
 	}
 	n.putSize(n.size() + f.sb.blockSize)
 	return b, i, nil

@@ -15,8 +15,11 @@
 // after the other, therefore lie beside each other, and a freed block is not
 // used again before the end of the volume is reached.
 //
-// [Format] makes what the reference's tools make (docs/format.md, section on
-// file systems): 4 KiB blocks, 64-bit descriptors, no journal, no checksums.
+// A block that is freed keeps its content: nothing leads to it any more, and
+// the layer below holds it anyway.
+//
+// [Format] makes what the reference's tools make: 4 KiB blocks, 64-bit
+// descriptors, no journal, no checksums.
 // [Open] also takes file systems made by mkfs.ext4, with or without a journal
 // and group checksums (uninit_bg); metadata_csum and what else it does not
 // know it refuses. Everything read from the device is checked before use: a
@@ -108,7 +111,8 @@ func corrupt(structure string, off int64, field, format string, args ...any) err
 
 // An FS is an open file system. It is not safe for concurrent use. After an
 // operation failed with an error of the device or a [CorruptError], the file
-// system may be half edited: throw the layer away.
+// system may be half edited: throw the layer away. A full one
+// (syscall.ENOSPC) stays sound.
 type FS struct {
 	dev    backend.Writer
 	sb     superblock

@@ -18,9 +18,6 @@ func (f *FS) appendExtent(ctx context.Context, ino inode, first uint64, r run) e
 	if err != nil {
 		return err
 	}
-	if err := f.addBlocks(ino, int64(r.n)); err != nil {
-		return err
-	}
 	leaf := path[len(path)-1]
 	if k := leaf.entries(); k > 0 {
 		last, _ := leaf.at(k - 1).blocks()
@@ -29,10 +26,13 @@ func (f *FS) appendExtent(ctx context.Context, ino inode, first uint64, r run) e
 		}
 		if leaf.at(k-1).extend(first, r) {
 			leaf.blk.dirty = true
-			return nil
+			return f.addBlocks(ino, int64(r.n))
 		}
 	}
-	return f.pushExtent(ctx, ino, path, leafEntry(first, r))
+	if err := f.pushExtent(ctx, ino, path, leafEntry(first, r)); err != nil {
+		return err
+	}
+	return f.addBlocks(ino, int64(r.n))
 }
 
 // extend makes e include r as the file blocks from first if they follow it in

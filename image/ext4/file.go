@@ -4,6 +4,7 @@ package ext4
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -179,7 +180,7 @@ func (w *FileWriter) blocks(off int64, p []byte) (int, error) {
 			return done, fmt.Errorf("write inode %d: %w", w.ino, err)
 		}
 		if err := f.appendExtent(w.ctx, ino, uint64((off+int64(done))/bs), r); err != nil {
-			return done, err
+			return done, errors.Join(err, f.freeRun(w.ctx, r))
 		}
 		n := int(int64(r.n) * bs)
 		if err := f.out.write(w.ctx, p[done:done+n], f.sb.off(r.start)); err != nil {

@@ -151,3 +151,30 @@ func TestRemovedSpaceIsFree(t *testing.T) {
 	flush(t, f)
 	fsck(t, v)
 }
+
+// TestFullStaysSound makes files and directories until nothing more fits.
+func TestFullStaysSound(t *testing.T) {
+	v := newFile(t, 16<<20)
+	f := format(t, v)
+	dir, full := ext4.RootIno, 0
+	for i := 0; full < 40; i++ {
+		name := fmt.Sprintf("%d %s", i, bytes.Repeat([]byte("n"), 200))
+		kind := []uint32{syscall.S_IFREG, syscall.S_IFDIR}[i/4%2]
+		ino, err := f.Create(t.Context(), dir, name, attr(kind|0o700))
+		if err == nil && kind == syscall.S_IFREG {
+			w := must(f.Writer(t.Context(), ino, 0))
+			_, err = w.Write(pattern(i, 30_000))
+			err = errors.Join(err, w.Close())
+		}
+		switch {
+		case errors.Is(err, syscall.ENOSPC):
+			full++
+		case err != nil:
+			t.Fatal(err)
+		case kind == syscall.S_IFDIR && i%37 == 0:
+			dir = ino
+		}
+	}
+	flush(t, f)
+	fsck(t, v)
+}

@@ -81,11 +81,12 @@ func (f *FS) create(ctx context.Context, dir Ino, name string, a Attr, init func
 	}
 	n.putAttr(a)
 	n.put16(inLinks, 1)
-	if err := init(parent, n); err != nil {
-		return 0, fmt.Errorf("create %q: %w", name, err)
+	err = init(parent, n)
+	if err == nil {
+		err = f.insert(ctx, parent, name, n.no, t)
 	}
-	if err := f.insert(ctx, parent, name, n.no, t); err != nil {
-		return 0, fmt.Errorf("create %q: %w", name, err)
+	if err != nil {
+		return 0, fmt.Errorf("create %q: %w", name, errors.Join(err, f.freeFile(ctx, n)))
 	}
 	if t == TypeDirectory {
 		n.put16(inLinks, 2)

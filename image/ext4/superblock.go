@@ -218,7 +218,7 @@ func (sb *superblock) checkGeometry(size int64) error {
 		return superCorrupt("s_blocks_per_group", "%d", sb.perGroup)
 	case sb.inodesPer < inodesPerBlock || sb.inodesPer%inodesPerBlock != 0 || sb.inodesPer%8 != 0 || uint64(sb.inodesPer) > 8*bs:
 		return superCorrupt("s_inodes_per_group", "%d", sb.inodesPer)
-	case sb.descSize < 32 || sb.has64bit() && sb.descSize < 64 || sb.descSize > 1024 || bits.OnesCount(uint(sb.descSize)) != 1:
+	case sb.descSize < 32 || sb.has64bit() && sb.descSize < 64 || sb.descSize > gdSize64 || bits.OnesCount(uint(sb.descSize)) != 1:
 		return superCorrupt("s_desc_size", "%d", sb.descSize)
 	case sb.reserved > bs/4:
 		return superCorrupt("s_reserved_gdt_blocks", "%d", sb.reserved)

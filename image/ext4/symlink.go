@@ -32,7 +32,7 @@ func (f *FS) putTarget(ctx context.Context, n inode, target string) error {
 		return err
 	}
 	copy(b.data, target)
-	return f.appendExtent(ctx, n, 0, run{b.no, 1})
+	return f.appendExtent(ctx, n, 0, run{b.no, 1}) // into an empty root, which has room
 }
 
 // Readlink returns the target of the symbolic link ino.

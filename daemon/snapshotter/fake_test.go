@@ -30,6 +30,10 @@ type fakeBlock struct {
 	// hook, if set, is called as a call begins, and may fail it.
 	hook func(ctx context.Context, call, id string) error
 
+	// after, if set, is called when a call has had its effect, and may lose the
+	// answer.
+	after func(call string) error
+
 	mu      sync.Mutex // guards the following
 	layers  map[digest.Digest]string
 	devices map[string]blockapi.Attachment
@@ -51,6 +55,19 @@ func (f *fakeBlock) begin(ctx context.Context, call, id string) error {
 }
 
 func (f *fakeBlock) Attach(ctx context.Context, id, specPath string) (blockapi.Attachment, error) {
+	a, err := f.attach(ctx, id, specPath)
+	return a, f.end("attach", err)
+}
+
+// end returns the error of a call that has ended with err.
+func (f *fakeBlock) end(call string, err error) error {
+	if err != nil || f.after == nil {
+		return err
+	}
+	return f.after(call)
+}
+
+func (f *fakeBlock) attach(ctx context.Context, id, specPath string) (blockapi.Attachment, error) {
 	if err := f.begin(ctx, "attach", id); err != nil {
 		return blockapi.Attachment{}, err
 	}
@@ -118,6 +135,10 @@ func copySparse(src, dst string) error {
 }
 
 func (f *fakeBlock) Detach(ctx context.Context, id string) error {
+	return f.end("detach", f.detach(ctx, id))
+}
+
+func (f *fakeBlock) detach(ctx context.Context, id string) error {
 	if err := f.begin(ctx, "detach", id); err != nil {
 		return err
 	}
@@ -168,6 +189,10 @@ func (f *fakeBlock) Attachments(ctx context.Context) ([]blockapi.Attachment, err
 }
 
 func (f *fakeBlock) Seal(ctx context.Context, specPath, dst string) error {
+	return f.end("seal", f.seal(ctx, specPath, dst))
+}
+
+func (f *fakeBlock) seal(ctx context.Context, specPath, dst string) error {
 	if err := f.begin(ctx, "seal", specPath); err != nil {
 		return err
 	}

@@ -70,43 +70,53 @@ func newSuperblock(size int64, opts FormatOptions) (superblock, error) {
 	}
 	inodesPer := (blocks*newBlockSize/bytesPerInode + groups - 1) / groups
 	inodesPer = max((inodesPer+15)&^15, 16) // whole blocks of the inode table
+	putGeometry(raw, blocks, groups, inodesPer)
+	putFeatures(raw)
+	copy(raw[sbUUID:], opts.UUID[:])
+	copy(raw[sbVolumeName:], opts.VolumeName)
+	return parseSuperblock(raw, size)
+}
+
+// putGeometry stores how large the file system and its parts are.
+func putGeometry(raw []byte, blocks, groups, inodesPer uint64) {
 	put := func(off int, v uint64) { le.PutUint32(raw[off:], uint32(v)) }
 	put(sbInodes, groups*inodesPer)
 	put(sbBlocks, blocks)
 	put(sbBlocksHi, blocks>>32)
-	put(sbReserved, blocks/20)
+	put(sbReserved, blocks/20) // for root, 5 %
 	put(sbReservedHi, blocks/20>>32)
 	put(sbLogBlock, 2)
 	put(sbLogCluster, 2)
 	put(sbPerGroup, newPerGroup)
 	put(sbClusters, newPerGroup)
 	put(sbInodesPer, inodesPer)
-	le.PutUint16(raw[sbMaxMounts:], 0xffff)
-	le.PutUint16(raw[sbMagic:], superMagic)
-	le.PutUint16(raw[sbState:], stateValid)
-	le.PutUint16(raw[sbErrors:], 1) // continue
-	put(sbRevision, 1)
 	put(sbFirstIno, lostFoundIno)
 	le.PutUint16(raw[sbInodeSize:], newInodeSize)
-	put(sbCompat, newCompat)
-	put(sbIncompat, newIncompat)
-	put(sbROCompat, newROCompat)
-	copy(raw[sbUUID:], opts.UUID[:])
-	copy(raw[sbVolumeName:], opts.VolumeName)
 	le.PutUint16(raw[sbReservedGDT:], uint16(reservedGDT(blocks, groups)))
-	raw[sbHashVersion] = hashHalfMD4
 	le.PutUint16(raw[sbDescSize:], gdSize64)
-	le.PutUint16(raw[sbMinExtra:], newExtra)
-	le.PutUint16(raw[sbWantExtra:], newExtra)
-	put(sbFlags, flagSignedHash)
-	put(sbKBytes, 1)
 	if groups > 1 {
 		put(sbBackups, 1)
 	}
 	if groups > 2 {
 		put(sbBackups+4, groups-1)
 	}
-	return parseSuperblock(raw, size)
+}
+
+// putFeatures stores what does not depend on the size.
+func putFeatures(raw []byte) {
+	le.PutUint16(raw[sbMaxMounts:], 0xffff) // never checked for their number
+	le.PutUint16(raw[sbMagic:], superMagic)
+	le.PutUint16(raw[sbState:], stateValid)
+	le.PutUint16(raw[sbErrors:], 1) // continue
+	le.PutUint32(raw[sbRevision:], 1)
+	le.PutUint32(raw[sbCompat:], newCompat)
+	le.PutUint32(raw[sbIncompat:], newIncompat)
+	le.PutUint32(raw[sbROCompat:], newROCompat)
+	raw[sbHashVersion] = hashHalfMD4
+	le.PutUint16(raw[sbMinExtra:], newExtra)
+	le.PutUint16(raw[sbWantExtra:], newExtra)
+	le.PutUint32(raw[sbFlags:], flagSignedHash)
+	le.PutUint32(raw[sbKBytes:], 1)
 }
 
 // countGroups returns how many groups the blocks make. It leaves out a last

@@ -110,7 +110,7 @@ func (p *treePath) push(b *block, off int) error {
 	return nil
 }
 
-// pathTo returns the path to the leaf for hash h.
+// pathTo returns the path to the leaf where name belongs, and its hash.
 func (f *FS) pathTo(ctx context.Context, dir inode, name string) (p treePath, h uint32, err error) {
 	p, levels, err := f.openIndex(ctx, dir)
 	if err != nil {
@@ -354,20 +354,9 @@ func (f *FS) makeIndex(ctx context.Context, dir inode) error {
 	if err != nil {
 		return err
 	}
-	old := &block{no: root.no, data: bytes.Clone(root.data)}
-	var dots, names []dirent
-	for d, err := range f.blockEntries(dir, old) {
-		switch {
-		case err != nil:
-			return err
-		case d.isDots():
-			dots = append(dots, d)
-		default:
-			names = append(names, d)
-		}
-	}
-	if len(dots) != 2 || string(dots[0].name()) != "." || string(dots[1].name()) != ".." {
-		return f.dirCorrupt(dir, root, fmt.Errorf(`%w: "." and ".." are not where they should be`, errEntry))
+	dots, names, err := f.splitDots(dir, root)
+	if err != nil {
+		return err
 	}
 	leaf, i, err := f.appendDirBlock(ctx, dir)
 	if err != nil {
@@ -382,4 +371,24 @@ func (f *FS) makeIndex(ctx context.Context, dir inode) error {
 	x.setCount(1)
 	dir.put32(inFlags, dir.u32(inFlags)|flagIndex)
 	return nil
+}
+
+// splitDots returns copies of "." and ".." and of the other names in the first
+// block of the directory dir.
+func (f *FS) splitDots(dir inode, b *block) (dots, names []dirent, err error) {
+	old := &block{no: b.no, data: bytes.Clone(b.data)}
+	for d, err := range f.blockEntries(dir, old) {
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case d.isDots():
+			dots = append(dots, d)
+		default:
+			names = append(names, d)
+		}
+	}
+	if len(dots) != 2 || string(dots[0].name()) != "." || string(dots[1].name()) != ".." {
+		return nil, nil, f.dirCorrupt(dir, b, fmt.Errorf(`%w: "." and ".." are not where they should be`, errEntry))
+	}
+	return dots, names, nil
 }

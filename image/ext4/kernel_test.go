@@ -44,6 +44,11 @@ func mountAs(t testing.TB, v fileVolume, option string) (dir string, unmount fun
 		t.Fatalf("mount: %v\n%s", err, out)
 	}
 	unmount = sync.OnceFunc(func() {
+		// All is written when this returns, even if a process in another mount
+		// namespace holds a copy of the mount for a moment longer.
+		if err := syscall.Mount("", dir, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
+			t.Errorf("remount: %v", err)
+		}
 		if err := syscall.Unmount(dir, 0); err != nil {
 			t.Errorf("unmount: %v", err)
 		}

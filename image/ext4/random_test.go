@@ -23,7 +23,7 @@ import (
 
 var (
 	seed  = flag.Uint64("seed", 1, "of the first random edits")
-	edits = flag.Int("edits", 600/slow, "random edits in a program")
+	edits = flag.Int("edits", 400/slow, "random edits in a program")
 )
 
 // A program is a sequence of random edits, each decided by a number of its

@@ -6,7 +6,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 LDFLAGS := -s -w -X main.version=$(VERSION)
 export CGO_ENABLED ?= 0
 
-.PHONY: all build setup test fuzz bench lint fmt proto clean help
+.PHONY: all build setup demo test fuzz bench lint fmt proto clean help
 
 all: build
 
@@ -15,6 +15,9 @@ build: ## build every command, static, into bin/
 
 setup: ## install what tests and demo need, from Debian's packages
 	./tests/setup.sh
+
+demo: setup build ## run Python from an image that is not here yet; needs root
+	@$(GO) build -o bin/demo ./tests/demo && exec bin/demo
 
 test: setup ## run every test with the race detector; needs root
 	CGO_ENABLED=1 REQUIRE=root,fuse,loop,golden $(GO) test -race -timeout 30m ./...

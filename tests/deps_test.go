@@ -34,8 +34,10 @@ var floors = []struct {
 	{"image/lsmt", []string{"fetcher", "backend"}},
 	{"image/zfile", []string{"fetcher"}},
 	{"image/tarblob", []string{"fetcher"}},
+	{"image/ext4", []string{"fetcher", "backend"}},
 	// 2 assembly
 	{"image", []string{"fetcher", "backend", "image/*"}},
+	{"image/build", []string{"fetcher", "fetcher/file", "backend", "image", "image/*"}},
 	// 3 services
 	{"daemon/blockapi", nil},
 	{"daemon/blockapi/*", nil},

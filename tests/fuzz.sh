@@ -8,6 +8,6 @@ cd "$(dirname "$0")/.."
 go list ./... | while read -r pkg; do
 	go test -list '^Fuzz' "$pkg" | grep '^Fuzz' | while read -r target; do
 		echo "== $pkg $target"
-		go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-30s}" "$pkg" </dev/null
+		go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-30s}" -fuzzminimizetime 10x "$pkg" </dev/null
 	done
 done

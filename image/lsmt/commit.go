@@ -202,7 +202,7 @@ func (w *Writable) Seal(ctx context.Context) error {
 		return fmt.Errorf("seal %s: %w", w.data.Name(), err)
 	}
 	w.closed = true
-	return errors.Join(w.data.Sync(), w.data.Close(), w.index.Close())
+	return errors.Join(w.datasync(w.data.File), w.data.Close(), w.index.Close())
 }
 
 // appendTrailer writes the index and the trailer behind the data.

@@ -116,15 +116,6 @@ func (d *dataFile) refused(err error) bool {
 	return ferr == nil && err == nil
 }
 
-func (d *dataFile) datasync() error { return datasync(d.File) }
-
-func datasync(f *os.File) error {
-	if err := unix.Fdatasync(int(f.Fd())); err != nil {
-		return &os.PathError{Op: "fdatasync", Path: f.Name(), Err: err}
-	}
-	return nil
-}
-
 func isAligned(p []byte) bool {
 	return uintptr(unsafe.Pointer(unsafe.SliceData(p)))%directAlign == 0
 }

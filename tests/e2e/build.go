@@ -142,8 +142,8 @@ func moduleRoot(t testing.TB) string {
 	return dir
 }
 
-// findModule returns the directory above the test that holds the project's
-// go.mod.
+// findModule returns the directory at or above the current one that holds the
+// project's go.mod.
 func findModule() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -155,7 +155,7 @@ func findModule() (string, error) {
 			return dir, nil
 		}
 		if dir == filepath.Dir(dir) {
-			return "", errors.New("no go.mod of the project above the test")
+			return "", errors.New("run this below the project's go.mod")
 		}
 	}
 }

@@ -7,11 +7,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -27,7 +29,7 @@ import (
 
 // An Env is a node: a private containerd with all it needs.
 type Env struct {
-	Dir         string // short, below /tmp: a socket's path has 107 bytes
+	Dir         string // short: a socket's path has 107 bytes
 	Registry    *Registry
 	Snapshotter *Snapshotter // nil unless asked for
 	Containerd  *Process
@@ -71,7 +73,7 @@ func Start(t testing.TB, opts Options) *Env {
 // there at the end of the test fails it.
 func tempDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "obd-") //nolint:usetesting // see above
+	dir, err := os.MkdirTemp("", "obd-") //nolint:usetesting // see above
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,17 +106,29 @@ func (e *Env) Ctr(args ...string) string {
 
 // TryCtr is Ctr for a command that may fail.
 func (e *Env) TryCtr(ctx context.Context, args ...string) (string, error) {
+	var stdout bytes.Buffer
+	err := e.StreamCtr(ctx, &stdout, args...)
+	if err != nil {
+		err = fmt.Errorf("%w\n%s", err, stdout.String())
+	}
+	return stdout.String(), err
+}
+
+// StreamCtr runs the project's ctr and hands on what it writes to stdout, when
+// it does. When ctx ends, ctr is interrupted and given time to clean up.
+func (e *Env) StreamCtr(ctx context.Context, stdout io.Writer, args ...string) error {
 	cmd := exec.CommandContext(ctx, filepath.Join(Bin(e.t), "ctr"), args...)
 	cmd.Env = append(os.Environ(), "CONTAINERD_ADDRESS="+filepath.Join(e.Dir, "c.sock"),
 		"CONTAINERD_NAMESPACE="+Namespace, "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = stopTimeout
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	var stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		return stdout.String(), fmt.Errorf("ctr %s: %w\n%s%s", strings.Join(args, " "), err, stdout.String(), stderr.String())
+		return fmt.Errorf("ctr %s: %w\n%s", strings.Join(args, " "), err, stderr.String())
 	}
-	return stdout.String(), nil
+	return nil
 }
 
 // Pull pulls the image onto containerd's own overlayfs snapshotter, or only

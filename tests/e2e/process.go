@@ -55,7 +55,8 @@ func spawn(t testing.TB, dir, name string, env []string, argv ...string) *Proces
 	p.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), argv[0], argv[1:]...)
 	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	// A group of its own: the terminal's Ctrl-C is for whoever started us.
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatalf("start %s: %v", name, err)
 	}
@@ -95,7 +96,8 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
-// await calls ready until it succeeds, the process ends or a minute passes.
+// await calls ready until it succeeds, the process or the test ends, or a
+// minute passes.
 func (p *Process) await(t testing.TB, ready func() error) {
 	t.Helper()
 	timeout := time.After(time.Minute)
@@ -109,6 +111,8 @@ func (p *Process) await(t testing.TB, ready func() error) {
 		select {
 		case <-p.done:
 			t.Fatalf("%s ended before it was ready: %v", p.Name, p.cmd.ProcessState)
+		case <-t.Context().Done():
+			t.Fatalf("waiting for %s: %v", p.Name, context.Cause(t.Context()))
 		case <-timeout:
 			t.Fatalf("%s is not ready: %v", p.Name, err)
 		case <-tick.C:
@@ -129,11 +133,14 @@ func tail(name string, n int) []byte {
 	return text
 }
 
-// run executes a command to its end and fails the test when that fails.
+// run executes a command to its end and fails the test when that fails. When
+// the test ends first, so do the command and all it has started.
 func run(t testing.TB, dir string, argv ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), argv[0], argv[1:]...)
 	cmd.Dir = dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %v\n%s", argv, err, out)

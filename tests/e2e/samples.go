@@ -44,7 +44,8 @@ func Debian(t testing.TB) Image {
 	t.Helper()
 	layout := cached(t, "debian-"+Platform.Architecture+"-"+samplesVersion, func(layout string) {
 		t.Log("installing Debian: minutes, but only once")
-		root := filepath.Join(t.TempDir(), "root")
+		root := filepath.Join(tempDir(t), "root")
+		t.Cleanup(func() { _ = unmountBelow(root) }) // what debootstrap mounts, should it be interrupted
 		run(t, "", need.Command(t, "debootstrap"), "--variant=minbase", "--include=python3-minimal", "bookworm", root)
 		hello := entries(dir("app", 0o755), file("app/hello.py", 0o755, []byte(helloPy)))
 		command := []string{"python3", "/app/hello.py"}

@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package build_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/pkg/archive"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/fetcher"
+	"github.com/overlaybd-go/overlaybd/image/build"
+	"github.com/overlaybd-go/overlaybd/image/lsmt"
+	"github.com/overlaybd-go/overlaybd/tests/e2e"
+	"github.com/overlaybd-go/overlaybd/tests/need"
+)
+
+// A layer opens its tar, compressed or not, from the beginning.
+type layer func(t testing.TB) io.ReadCloser
+
+// blob is a layer in memory.
+func blob(p []byte) layer {
+	return func(testing.TB) io.ReadCloser { return io.NopCloser(bytes.NewReader(p)) }
+}
+
+// fileLayer is a layer in a file.
+func fileLayer(name string) layer {
+	return func(t testing.TB) io.ReadCloser {
+		f, err := os.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+}
+
+// archived returns the tar that write makes.
+func archived(t testing.TB, write func(w *tar.Writer) error) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	if err := errors.Join(write(w), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+// A member is a tar entry and its content.
+type member struct {
+	tar.Header
+	body string
+}
+
+// epoch is the time of every member that states none.
+var epoch = time.Date(2023, time.November, 14, 22, 13, 20, 0, time.UTC)
+
+// members returns the tar of the given entries.
+func members(t testing.TB, all ...member) layer {
+	t.Helper()
+	return blob(archived(t, func(w *tar.Writer) error {
+		for _, m := range all {
+			if m.Typeflag == tar.TypeXGlobalHeader {
+				if err := w.WriteHeader(&m.Header); err != nil {
+					return err
+				}
+				continue
+			}
+			if m.Typeflag == 0 {
+				m.Typeflag = tar.TypeReg
+			}
+			if m.ModTime.IsZero() {
+				m.ModTime = epoch
+			}
+			if m.Mode == 0 {
+				m.Mode = 0o755
+			}
+			m.Size = int64(len(m.body))
+			if err := w.WriteHeader(&m.Header); err != nil {
+				return err
+			}
+			if _, err := io.WriteString(w, m.body); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+}
+
+func file(name, body string) member { return member{tar.Header{Name: name}, body} }
+func dir(name string) member        { return member{tar.Header{Name: name + "/", Typeflag: tar.TypeDir}, ""} }
+
+func link(kind byte, name, target string) member {
+	return member{tar.Header{Name: name, Typeflag: kind, Linkname: target}, ""}
+}
+
+// diffID returns the digest of the layer's tar.
+func diffID(t testing.TB, l layer) digest.Digest {
+	t.Helper()
+	r := l(t)
+	defer r.Close()
+	d, err := build.Decompress(r)
+	if err != nil {
+		return "sha256:" + digest.Digest(strings.Repeat("0", 64))
+	}
+	defer d.Close()
+	h := digest.SHA256.Digester()
+	_, _ = io.Copy(h.Hash(), d) // what cannot be read has no diff ID
+	return h.Digest()
+}
+
+// newChain returns a chain that the test closes, and checks that nothing of it
+// is left.
+func newChain(t testing.TB, size int64) *build.Chain {
+	t.Helper()
+	dir := t.TempDir()
+	c, err := build.New(build.Options{Dir: dir, VirtualSize: size})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			t.Errorf("the chain left %v, %v", left, err)
+		}
+	})
+	return c
+}
+
+// apply puts the layers on the chain.
+func apply(t testing.TB, c *build.Chain, layers ...layer) (all []*build.Sealed) {
+	t.Helper()
+	for i, l := range layers {
+		r := l(t)
+		s, err := c.Apply(t.Context(), r, diffID(t, l))
+		if err = errors.Join(err, r.Close()); err != nil {
+			t.Fatalf("layer %d: %v", i, err)
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+// stack opens the sealed layers as one disk.
+func stack(t testing.TB, sealed []*build.Sealed) *lsmt.Stack {
+	t.Helper()
+	layers := make([]*lsmt.Layer, 0, len(sealed))
+	for _, s := range sealed {
+		layers = append(layers, openLayer(t, s))
+	}
+	merged, err := lsmt.Merge(layers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = merged.Close() })
+	return merged
+}
+
+func openLayer(t testing.TB, s *build.Sealed) *lsmt.Layer {
+	t.Helper()
+	var b fetcher.Blob
+	b, err := s.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := lsmt.Open(t.Context(), b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// flat writes the disk of the sealed layers to a sparse file, in which e2fsck
+// finds nothing wrong.
+func flat(t testing.TB, sealed []*build.Sealed) (disk string) {
+	t.Helper()
+	s := stack(t, sealed)
+	disk = filepath.Join(t.TempDir(), "disk.img")
+	f, err := os.Create(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = errors.Join(f.Truncate(s.Size()), copyMapped(t.Context(), f, s), f.Close())
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(t.Context(), need.Command(t, "e2fsck"), "-fn", disk).CombinedOutput()
+	if err != nil {
+		t.Errorf("e2fsck: %v\n%s", err, out)
+	}
+	return disk
+}
+
+// copyMapped copies what s maps.
+func copyMapped(ctx context.Context, f *os.File, s *lsmt.Stack) error {
+	buf := make([]byte, 16384*backend.SectorSize)
+	for m := range s.Mappings() {
+		p := buf[:m.Sectors*backend.SectorSize]
+		off := int64(m.LBA) * backend.SectorSize
+		if m.Zeroed {
+			continue
+		}
+		if _, err := s.ReadAt(ctx, p, off); err != nil {
+			return err
+		}
+		if _, err := f.WriteAt(p, off); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mounted lets the kernel read the disk.
+func mounted(t testing.TB, disk string) (root string) {
+	t.Helper()
+	need.Root(t)
+	need.Loop(t)
+	root = t.TempDir()
+	m := mount.Mount{Type: "ext4", Source: disk, Options: []string{"ro", "loop"}}
+	if err := m.Mount(root); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := mount.UnmountAll(root, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	return root
+}
+
+// sameAsContainerd asserts that the kernel sees on the disk what containerd
+// makes of the layers in a directory.
+func sameAsContainerd(t *testing.T, layers ...layer) {
+	t.Helper()
+	need.Root(t)
+	oracle := t.TempDir()
+	begun := time.Now().UTC().Format("2006-01-02T15:04:05")
+	for i, l := range layers {
+		r := l(t)
+		d, err := build.Decompress(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := archive.Apply(t.Context(), oracle, d); err != nil {
+			t.Fatalf("containerd on layer %d: %v", i, err)
+		}
+		if err := errors.Join(d.Close(), r.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := e2e.ReadTree(oracle)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := e2e.ReadTree(mounted(t, flat(t, apply(t, newChain(t, 0), layers...))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	forgetUnpacking(want, got, begun)
+	if diff := want.Diff(got); len(diff) != 0 {
+		t.Errorf("%d of %d files differ from what containerd makes, as\n%s", len(diff), len(want), strings.Join(diff[:min(len(diff), 20)], "\n"))
+	}
+}
+
+// forgetUnpacking forgets all of the root but what it holds, and when
+// directories changed whose time no layer says: in want that is now.
+func forgetUnpacking(want, got e2e.Tree, begun string) {
+	want["."], got["."] = e2e.Node{}, e2e.Node{}
+	for path, w := range want {
+		g, ok := got[path]
+		if ok && w.Mode.IsDir() && w.MTime >= begun {
+			w.MTime, g.MTime = "", ""
+			want[path], got[path] = w, g
+		}
+	}
+}
+
+// imageLayers returns the layers of an image.
+func imageLayers(i e2e.Image) (all []layer) {
+	for _, l := range i.Layers {
+		all = append(all, fileLayer(filepath.Join(i.Dir, "blobs", "sha256", l.Digest.Encoded())))
+	}
+	return all
+}
+
+// TestSynthetic: all that is odd about layers, over several of them.
+func TestSynthetic(t *testing.T) { sameAsContainerd(t, imageLayers(e2e.Synthetic(t))...) }
+
+// TestDebian: a real system, with deletions over it.
+func TestDebian(t *testing.T) {
+	if testing.Short() {
+		t.Skip("installs Debian")
+	}
+	need.Root(t)
+	sameAsContainerd(t, imageLayers(e2e.Debian(t))...)
+}
+
+// TestGoldenTars: the layers that the reference was tried with.
+func TestGoldenTars(t *testing.T) {
+	golden, _ := need.Golden(t, "tars/l*.tar")
+	var layers []layer
+	for _, name := range []string{"l0", "l1", "l2"} {
+		layers = append(layers, fileLayer(filepath.Join(golden, "tars", name+".tar")))
+	}
+	sameAsContainerd(t, layers...)
+}
+
+// TestPaths: names, links and whiteouts that lead astray.
+func TestPaths(t *testing.T) {
+	for name, layers := range map[string][]layer{
+		"implicit parents":       {members(t, file("a/b/c/d", "x"))},
+		"dots":                   {members(t, file("./a", "x"), file("b/../c", "y"), file("d//e/./f", "z"))},
+		"above the root":         {members(t, file("../../a", "x"), file("/b", "y"), file("..", ""))},
+		"parent is a link":       {members(t, dir("real"), link(tar.TypeSymlink, "alias", "real")), members(t, file("alias/x", "x"))},
+		"parent links absolute":  {members(t, dir("real"), link(tar.TypeSymlink, "alias", "/real")), members(t, file("alias/x", "x"))},
+		"parent links outside":   {members(t, link(tar.TypeSymlink, "alias", "../../../tmp")), members(t, file("alias/x", "x"))},
+		"parent links to a link": {members(t, link(tar.TypeSymlink, "a", "b"), link(tar.TypeSymlink, "b", "c/d"), file("a/x", "x"))},
+		"whiteout by a link":     {members(t, file("real/x", "x"), link(tar.TypeSymlink, "alias", "real")), members(t, file("alias/.wh.x", ""))},
+		"whiteout of a link":     {members(t, file("real/x", "x"), link(tar.TypeSymlink, "alias", "real")), members(t, file(".wh.alias", ""))},
+		"link to a lower file":   {members(t, file("a", "x")), members(t, link(tar.TypeLink, "b", "a"))},
+		"link by a link":         {members(t, file("real/x", "x"), link(tar.TypeSymlink, "alias", "real"), link(tar.TypeLink, "y", "alias/x"))},
+		"link to a link":         {members(t, link(tar.TypeSymlink, "a", "nowhere"), link(tar.TypeLink, "b", "a"))},
+		"directory over a link":  {members(t, dir("real"), link(tar.TypeSymlink, "a", "real")), members(t, dir("a"), file("a/x", "x"))},
+		"opaque keeps its own":   {members(t, file("d/old", "x"), file("d/sub/old", "x")), members(t, file("d/new", "y"), dir("d/sub"), file("d/sub/new", "y"), file("d/.wh..wh..opq", ""))},
+		"opaque first":           {members(t, file("d/old", "x")), members(t, file("d/.wh..wh..opq", ""), file("d/new", "y"))},
+		"opaque twice":           {members(t, file("d/old", "x")), members(t, file("d/.wh..wh..opq", ""), file("d/a", "y"), file("d/.wh..wh..opq", ""))},
+		"opaque of nothing":      {members(t, file("new/.wh..wh..opq", ""))},
+		"whiteout of its own":    {members(t, file("a", "x"), file(".wh.a", ""), file("a", "y"))},
+		"again and again":        {members(t, file("a", "x"), file("a", "yy"), dir("a"), file("a/b", "z"), file("a", "zz"))},
+		"global header":          {members(t, member{Header: tar.Header{Typeflag: tar.TypeXGlobalHeader, PAXRecords: map[string]string{"comment": "x"}}}, file("a", "x"))},
+		"nothing":                {members(t)},
+	} {
+		t.Run(name, func(t *testing.T) { sameAsContainerd(t, layers...) })
+	}
+}
+
+// TestManyLayers: as many as images have, each with a deletion.
+func TestManyLayers(t *testing.T) {
+	layers := make([]layer, 70)
+	for i := range layers {
+		layers[i] = members(t, file(fmt.Sprintf("dir/file%d", i), fmt.Sprint(i)), file(fmt.Sprintf("dir/.wh.file%d", i-3), ""))
+	}
+	sameAsContainerd(t, layers...)
+}
+
+func run(t testing.TB, program string, args ...string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), need.Command(t, program), args...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", cmd.Args, err, out)
+	}
+}

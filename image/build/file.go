@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package build
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"syscall"
+
+	"github.com/overlaybd-go/overlaybd/image/ext4"
+)
+
+const (
+	copySize  = 1 << 20
+	blockSize = 4 << 10 // what is left out where all of it is zero
+)
+
+var zeros [blockSize]byte
+
+// write makes content that of the new file ino. Blocks of zeros become holes:
+// that keeps those of sparse files, and reads the same for all others.
+func (a *applier) write(ino ext4.Ino, content io.Reader, size int64) (err error) {
+	if size == 0 {
+		return nil
+	}
+	if limit := a.tree.fs.Size(); size > limit {
+		return fmt.Errorf("file of %d bytes on a disk of %d: %w", size, limit, syscall.EFBIG)
+	}
+	w, err := a.tree.fs.Writer(a.ctx, ino, size)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.Close()) }()
+	for {
+		n, err := fill(content, a.buf)
+		if werr := writeSparse(w, a.buf[:n]); werr != nil {
+			return werr
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// writeSparse writes p, whole blocks of zeros as holes.
+func writeSparse(w *ext4.FileWriter, p []byte) error {
+	for len(p) > 0 {
+		n, zero := run(p)
+		if zero {
+			if err := w.Skip(int64(n)); err != nil {
+				return err
+			}
+		} else if _, err := w.Write(p[:n]); err != nil {
+			return err
+		}
+		p = p[n:]
+	}
+	return nil
+}
+
+// run returns how many bytes p begins with that are blocks of zeros, or are
+// not.
+func run(p []byte) (n int, zero bool) {
+	zero = isZero(p)
+	for n < len(p) && isZero(p[n:]) == zero {
+		n = min(n+blockSize, len(p))
+	}
+	return n, zero
+}
+
+// isZero reports whether p begins with a block of zeros, or is a shorter one.
+func isZero(p []byte) bool {
+	p = p[:min(len(p), blockSize)]
+	return bytes.Equal(p, zeros[:len(p)])
+}
+
+// paxXattr is what PAX records of extended attributes begin with.
+const paxXattr = "SCHILY.xattr."
+
+// setXattrs adds the extended attributes of h to those of the file ino. As
+// containerd does, it leaves out those that the kernel would not store on such
+// a file, and trusted ones: no image shall speak to overlayfs.
+func (a *applier) setXattrs(ino ext4.Ino, mode uint32, h *tar.Header) error {
+	var add map[string][]byte
+	for record, value := range h.PAXRecords {
+		name, ok := strings.CutPrefix(record, paxXattr)
+		if !ok || !storable(name, mode) {
+			continue
+		}
+		if add == nil {
+			add = make(map[string][]byte)
+		}
+		add[name] = []byte(value)
+	}
+	if len(add) == 0 {
+		return nil
+	}
+	all, err := a.tree.fs.Xattrs(a.ctx, ino)
+	if err != nil {
+		return err
+	}
+	for name, value := range all {
+		if _, ok := add[name]; !ok {
+			add[name] = value
+		}
+	}
+	if err := a.tree.fs.SetXattrs(a.ctx, ino, add); err != nil {
+		return fmt.Errorf("set %d extended attributes: %w", len(add), err)
+	}
+	return nil
+}
+
+// storable reports whether a file of the mode can have the extended attribute.
+func storable(name string, mode uint32) bool {
+	namespace, rest, _ := strings.Cut(name, ".")
+	switch namespace {
+	case "user":
+		kind := mode & syscall.S_IFMT
+		return rest != "" && (kind == syscall.S_IFREG || kind == syscall.S_IFDIR)
+	case "security":
+		return rest != ""
+	case "system":
+		return rest == "posix_acl_access" || rest == "posix_acl_default"
+	}
+	return false
+}

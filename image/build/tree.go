@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/overlaybd-go/overlaybd/image/ext4"
+)
+
+// Bounds of what a file system may make us do.
+const (
+	maxSymlinks = 255  // followed for one path, as containerd does
+	maxDepth    = 4096 // of directories, deeper than any path is long
+	maxKnown    = 4096 // directories remembered
+)
+
+// A tree finds, makes and deletes files of a file system by their paths.
+// Symbolic links on the way are followed inside of it: ".." at the root, and an
+// absolute target, lead to the root.
+type tree struct {
+	fs    *ext4.FS
+	known map[string]ext4.Ino // directories by the path they were asked for
+}
+
+// mkdirAll returns the directory dir, which it makes if it is missing, with its
+// parents. What it makes is root's and has no time.
+func (t *tree) mkdirAll(ctx context.Context, dir string) (ext4.Ino, error) {
+	if ino, ok := t.known[dir]; ok {
+		return ino, nil
+	}
+	ino, err := t.walk(ctx, dir, true)
+	if err != nil {
+		return 0, fmt.Errorf("directory %.200q: %w", dir, err)
+	}
+	if len(t.known) >= maxKnown || t.known == nil {
+		t.known = make(map[string]ext4.Ino)
+	}
+	t.known[dir] = ino
+	return ino, nil
+}
+
+// find returns the file at name, which may be a symbolic link itself.
+func (t *tree) find(ctx context.Context, name string) (ext4.Ino, error) {
+	dir, base := path.Split(path.Clean("/" + name))
+	if base == "" {
+		return 0, syscall.EISDIR
+	}
+	parent, err := t.walk(ctx, dir, false)
+	if err != nil {
+		return 0, err
+	}
+	return t.fs.Lookup(ctx, parent, base)
+}
+
+// walk follows the path of a directory from the root.
+func (t *tree) walk(ctx context.Context, dir string, create bool) (ext4.Ino, error) {
+	w := walker{tree: t, ctx: ctx, create: create, at: []ext4.Ino{ext4.RootIno}}
+	w.push(dir)
+	for len(w.todo) > 0 {
+		name := w.todo[len(w.todo)-1]
+		w.todo = w.todo[:len(w.todo)-1]
+		if err := w.step(name); err != nil {
+			return 0, err
+		}
+	}
+	return w.dir(), nil
+}
+
+// A walker is on its way to a directory.
+type walker struct {
+	*tree
+	ctx    context.Context // of the walk
+	create bool
+	at     []ext4.Ino // the directories from the root to where it is
+	todo   []string   // names still to go, the next one last
+	links  int        // followed so far
+}
+
+func (w *walker) dir() ext4.Ino { return w.at[len(w.at)-1] }
+
+// push makes name what is to be followed next.
+func (w *walker) push(name string) {
+	names := strings.Split(name, "/")
+	slices.Reverse(names)
+	w.todo = append(w.todo, names...)
+}
+
+func (w *walker) step(name string) error {
+	switch name {
+	case "", ".":
+		return nil
+	case "..":
+		w.at = w.at[:max(len(w.at)-1, 1)]
+		return nil
+	}
+	ino, err := w.fs.Lookup(w.ctx, w.dir(), name)
+	if errors.Is(err, fs.ErrNotExist) && w.create {
+		ino, err = w.fs.Create(w.ctx, w.dir(), name, ext4.Attr{Mode: syscall.S_IFDIR | 0o755})
+	}
+	if err != nil {
+		return err
+	}
+	return w.enter(ino)
+}
+
+// enter goes to the directory ino, or where the symbolic link ino says.
+func (w *walker) enter(ino ext4.Ino) error {
+	n, err := w.fs.Stat(w.ctx, ino)
+	if err != nil {
+		return err
+	}
+	switch n.Mode & syscall.S_IFMT {
+	case syscall.S_IFDIR:
+		if w.at = append(w.at, ino); len(w.at) > maxDepth {
+			return fmt.Errorf("%w: directories deeper than %d", ErrUnsafe, maxDepth)
+		}
+		return nil
+	case syscall.S_IFLNK:
+		return w.follow(ino)
+	}
+	return syscall.ENOTDIR
+}
+
+func (w *walker) follow(link ext4.Ino) error {
+	if w.links++; w.links > maxSymlinks {
+		return syscall.ELOOP
+	}
+	target, err := w.fs.Readlink(w.ctx, link)
+	if err != nil {
+		return err
+	}
+	if strings.HasPrefix(target, "/") {
+		w.at = w.at[:1]
+	}
+	w.push(target)
+	return nil
+}
+
+// isDir reports whether e is a directory.
+func (t *tree) isDir(ctx context.Context, e ext4.DirEntry) (bool, error) {
+	if e.Type != ext4.TypeUnknown {
+		return e.Type == ext4.TypeDirectory, nil
+	}
+	n, err := t.fs.Stat(ctx, e.Ino)
+	return n.Mode&syscall.S_IFMT == syscall.S_IFDIR, err
+}
+
+// list returns what lies in dir.
+func (t *tree) list(ctx context.Context, dir ext4.Ino) (all []ext4.DirEntry, err error) {
+	for e, err := range t.fs.ReadDir(ctx, dir) {
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, e)
+	}
+	return all, nil
+}
+
+// removeAll deletes name in dir and all below it. Nothing there is no error.
+func (t *tree) removeAll(ctx context.Context, dir ext4.Ino, name string) error {
+	return t.remove(ctx, dir, name, 0)
+}
+
+func (t *tree) remove(ctx context.Context, dir ext4.Ino, name string, depth int) error {
+	err := t.fs.Remove(ctx, dir, name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case !errors.Is(err, syscall.ENOTEMPTY):
+		t.known = nil // it may have been a directory, or a link to one
+		return err
+	case depth >= maxDepth:
+		return fmt.Errorf("%w: directories deeper than %d", ErrUnsafe, maxDepth)
+	}
+	ino, err := t.fs.Lookup(ctx, dir, name)
+	if err != nil {
+		return err
+	}
+	inside, err := t.list(ctx, ino)
+	if err != nil {
+		return err
+	}
+	for _, e := range inside {
+		if err := t.remove(ctx, ino, e.Name, depth+1); err != nil {
+			return err
+		}
+	}
+	t.known = nil
+	return t.fs.Remove(ctx, dir, name)
+}
+
+func sum(name string) uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(name)) // it never fails
+	return h.Sum64()
+}

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ext4
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"io/fs"
+	"syscall"
+)
+
+// A FileWriter writes the content of a regular file from its beginning to its
+// end. It must be closed, and before the file is read, written anew or removed.
+type FileWriter struct {
+	ctx    context.Context // of the whole write
+	f      *FS
+	ino    Ino
+	hint   int64  // expected size, 0 if not known
+	off    int64  // of the next byte
+	tail   []byte // what is there of the block that off is in, zeroes not counted
+	ahead  run    // allocated, not yet used
+	closed bool
+}
+
+var _ io.WriteCloser = (*FileWriter)(nil)
+
+// Writer empties the regular file ino and returns a writer of its new
+// content, which works under ctx until it is closed. size is how many bytes,
+// those skipped included, are to be expected: a file whose size is known lies
+// in one piece where possible. 0 means that it is not known.
+func (f *FS) Writer(ctx context.Context, ino Ino, size int64) (*FileWriter, error) {
+	if err := f.begin(ctx); err != nil {
+		return nil, err
+	}
+	n, err := f.regular(ctx, ino)
+	if err != nil {
+		return nil, fmt.Errorf("write inode %d: %w", ino, err)
+	}
+	if err := f.truncate(ctx, n); err != nil {
+		return nil, fmt.Errorf("empty inode %d: %w", ino, err)
+	}
+	return &FileWriter{ctx: ctx, f: f, ino: ino, hint: size}, nil
+}
+
+func (f *FS) regular(ctx context.Context, ino Ino) (inode, error) {
+	n, err := f.inode(ctx, ino)
+	if err == nil && n.kind() != syscall.S_IFREG {
+		err = syscall.EINVAL
+	}
+	return n, err
+}
+
+// Write appends p.
+func (w *FileWriter) Write(p []byte) (int, error) {
+	if w.closed {
+		return 0, fs.ErrClosed
+	}
+	done := 0
+	if in := w.inBlock(); in > 0 {
+		k := min(len(p), int(w.f.sb.blockSize)-in)
+		w.fillTail(in)
+		w.tail = append(w.tail, p[:k]...)
+		w.off += int64(k)
+		done = k
+		if w.inBlock() > 0 {
+			return done, nil
+		}
+		if err := w.flushTail(); err != nil {
+			return done, err
+		}
+	}
+	whole := (len(p) - done) &^ int(w.f.sb.blockSize-1)
+	n, err := w.blocks(w.off, p[done:done+whole])
+	w.off += int64(n)
+	done += n
+	if err != nil {
+		return done, err
+	}
+	w.tail = append(w.tail, p[done:]...)
+	w.off += int64(len(p) - done)
+	return len(p), nil
+}
+
+// Skip makes the next n bytes of the file read as zeroes. Whole blocks of them
+// take no space.
+func (w *FileWriter) Skip(n int64) error {
+	if w.closed {
+		return fs.ErrClosed
+	}
+	if n < 0 {
+		return fmt.Errorf("skip %d bytes of inode %d: %w", n, w.ino, syscall.EINVAL)
+	}
+	if limit := w.f.sb.off(endOfFile - 1); n > limit-w.off {
+		return fmt.Errorf("skip %d bytes of inode %d: %w", n, w.ino, syscall.EFBIG)
+	}
+	if int64(w.inBlock())+n >= w.f.sb.blockSize {
+		if err := w.flushTail(); err != nil {
+			return err
+		}
+	}
+	w.off += n
+	return nil
+}
+
+// Close writes what is left and sets the size of the file.
+func (w *FileWriter) Close() error {
+	if w.closed {
+		return fs.ErrClosed
+	}
+	w.closed = true
+	if err := w.flushTail(); err != nil {
+		return err
+	}
+	if err := w.giveBack(); err != nil {
+		return err
+	}
+	n, err := w.f.regular(w.ctx, w.ino)
+	if err != nil {
+		return err
+	}
+	n.putSize(w.off)
+	return w.f.noteLarge(w.ctx, w.off)
+}
+
+// noteLarge sets the feature that files of 2 GiB and more need.
+func (f *FS) noteLarge(ctx context.Context, size int64) error {
+	if size < 1<<31 || f.sb.roCompat&roLargeFile != 0 {
+		return nil
+	}
+	f.sb.roCompat |= roLargeFile
+	le.PutUint32(f.sb.raw[sbROCompat:], f.sb.roCompat)
+	return f.putSuper(ctx)
+}
+
+// inBlock returns how many bytes of the block that off is in lie before off.
+func (w *FileWriter) inBlock() int { return int(w.off & (w.f.sb.blockSize - 1)) }
+
+// fillTail makes the tail n bytes long if it has been begun or is about to be.
+func (w *FileWriter) fillTail(n int) {
+	for len(w.tail) < n {
+		w.tail = append(w.tail, 0)
+	}
+}
+
+// flushTail writes the tail as the block it is, padded with zeroes.
+func (w *FileWriter) flushTail() error {
+	if len(w.tail) == 0 {
+		return nil
+	}
+	at := (w.off - 1) &^ (w.f.sb.blockSize - 1)
+	w.fillTail(int(w.f.sb.blockSize))
+	_, err := w.blocks(at, w.tail)
+	w.tail = w.tail[:0]
+	return err
+}
+
+// blocks stores p, whole blocks, at byte offset off of the file, and returns
+// how much of it was.
+func (w *FileWriter) blocks(off int64, p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	f := w.f
+	if err := f.begin(w.ctx); err != nil {
+		return 0, err
+	}
+	ino, err := f.regular(w.ctx, w.ino)
+	if err != nil {
+		return 0, err
+	}
+	done := 0
+	for done < len(p) {
+		bs := f.sb.blockSize
+		r, err := w.take(off+int64(done), uint64(int64(len(p)-done)/bs))
+		if err != nil {
+			return done, fmt.Errorf("write inode %d: %w", w.ino, err)
+		}
+		if err := f.appendExtent(w.ctx, ino, uint64((off+int64(done))/bs), r); err != nil {
+			return done, err
+		}
+		n := int(int64(r.n) * bs)
+		if err := f.out.write(w.ctx, p[done:done+n], f.sb.off(r.start)); err != nil {
+			return done, err
+		}
+		done += n
+	}
+	return done, nil
+}
+
+// take returns up to n blocks for content at byte offset off. It allocates as
+// many as are to be expected from there on.
+func (w *FileWriter) take(off int64, n uint64) (run, error) {
+	if w.ahead.n == 0 {
+		rest := uint64(max(w.hint-off, 0)+w.f.sb.blockSize-1) / uint64(w.f.sb.blockSize)
+		r, err := w.f.allocData(w.ctx, max(n, min(rest, w.f.sb.blocks)))
+		if err != nil {
+			return run{}, err
+		}
+		w.ahead = r
+	}
+	r := run{w.ahead.start, min(n, w.ahead.n)}
+	w.ahead = run{r.end(), w.ahead.n - r.n}
+	return r, nil
+}
+
+// giveBack frees what was allocated and not used.
+func (w *FileWriter) giveBack() error {
+	if w.ahead.n == 0 {
+		return nil
+	}
+	if w.f.data == w.ahead.end() {
+		w.f.data = w.ahead.start
+	}
+	err := w.f.mark(w.ctx, w.ahead, false)
+	w.ahead = run{}
+	return err
+}

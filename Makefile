@@ -17,7 +17,7 @@ setup: ## install what tests and demo need, from Debian's packages
 	./tests/setup.sh
 
 test: setup ## run every test with the race detector; needs root
-	CGO_ENABLED=1 REQUIRE=root,fuse,loop,golden $(GO) test -race -timeout 30m ./...
+	CGO_ENABLED=1 REQUIRE=root,fuse,loop,golden,mariadb $(GO) test -race -timeout 30m ./...
 
 fuzz: ## run every fuzz target for FUZZTIME (30s)
 	./tests/fuzz.sh

@@ -20,7 +20,7 @@ demo: setup build ## run Python from an image that is not here yet; needs root
 	@$(GO) build -o bin/demo ./tests/demo && exec bin/demo
 
 test: setup ## run every test with the race detector; needs root
-	CGO_ENABLED=1 REQUIRE=root,fuse,loop,golden $(GO) test -race -timeout 30m ./...
+	CGO_ENABLED=1 REQUIRE=root,fuse,loop,golden,mariadb $(GO) test -race -timeout 30m ./...
 
 fuzz: ## run every fuzz target for FUZZTIME (30s)
 	./tests/fuzz.sh

@@ -48,6 +48,7 @@ var floors = []struct {
 	{"conf", nil},
 	// 4 and 5: only commands assemble everything
 	{"image/convert", []string{"fetcher", "backend", "image", "image/*", "fetcher/registry"}},
+	{"image/convert/dedup", nil},
 	{"cmd/*", []string{"*"}},
 	{"tests/*", []string{"*"}},
 	{"tests", []string{"*"}},
@@ -59,6 +60,8 @@ var confined = map[string][]string{
 	"github.com/pierrec/lz4/":             {"image/zfile"},
 	"github.com/BurntSushi/toml":          {"conf"},
 	"github.com/lmittmann/tint":           {"daemon"},
+	"github.com/go-sql-driver/mysql":      {"image/convert/dedup"},
+	"modernc.org/sqlite":                  {"image/convert/dedup"},
 	"github.com/containerd/containerd/v2": {"fetcher/*", "daemon/snapshotter", "cmd/*", "image/convert", "tests/*"},
 	"google.golang.org/grpc":              {"daemon/blockapi", "daemon/blockapi/*", "daemon/snapshotter", "cmd/*", "tests/*"},
 }

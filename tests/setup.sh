@@ -15,6 +15,7 @@ mkfs.xfs:xfsprogs
 mkfs.erofs:erofs-utils
 setfattr:attr
 setcap:libcap2-bin
+mariadbd:mariadb-server
 gcc:gcc
 '
 
@@ -40,7 +41,10 @@ apt-get update -qq
 # shellcheck disable=SC2086 # a list of words
 apt-get install -y -qq --no-install-recommends $missing >/dev/null
 
-# The tests start a registry of their own; the package's service is not wanted.
-case $missing in
-*docker-registry*) systemctl disable --now docker-registry >/dev/null 2>&1 || true ;;
-esac
+# The tests start a registry and a database of their own; the packages' services
+# are not wanted.
+for service in docker-registry mariadb; do
+	case $missing in
+	*"$service"*) systemctl disable --now "$service" >/dev/null 2>&1 || true ;;
+	esac
+done

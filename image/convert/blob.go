@@ -3,6 +3,7 @@
 package convert
 
 import (
+	"archive/tar"
 	"bufio"
 	"context"
 	"errors"
@@ -91,6 +92,46 @@ func (b *Blob) compress(ctx context.Context, layer lsmt.Source, opts BlobOptions
 		return err
 	}
 	b.size = tarblob.WrappedSize(payload)
+	return b.sum()
+}
+
+// WrapFile makes a blob of a layer file that is compressed already: the tar
+// that the reference implementation makes of its base layer. TempDir holds it.
+func WrapFile(name, tempDir string) (*Blob, error) {
+	layer, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer layer.Close()
+	info, err := layer.Stat()
+	if err != nil {
+		return nil, err
+	}
+	b, err := tempBlob(tempDir)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.wrap(layer, info.Size()); err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	return b, nil
+}
+
+func (b *Blob) wrap(layer io.Reader, size int64) (err error) {
+	w := tar.NewWriter(b.f)
+	h := &tar.Header{Typeflag: tar.TypeReg, Name: "overlaybd.commit", Mode: 0o444, Size: size}
+	if err := w.WriteHeader(h); err != nil {
+		return err
+	}
+	if _, err := io.Copy(w, layer); err != nil {
+		return err
+	}
+	if err := w.Close(); err != nil {
+		return err
+	}
+	if b.size, err = b.f.Seek(0, io.SeekCurrent); err != nil {
+		return err
+	}
 	return b.sum()
 }
 

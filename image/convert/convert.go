@@ -108,7 +108,7 @@ var errSkip = errors.New("not selected")
 // Convert converts the index or manifest and returns what became of it.
 func (c *Converter) Convert(ctx context.Context, desc ocispec.Descriptor) (ocispec.Descriptor, error) {
 	w := walk{Converter: c, done: make(map[digest.Digest]*result)}
-	w.partial, _ = c.Store.(PartialStore) //nolint:errcheck // it need not be one
+	w.partial, _ = c.Store.(PartialStore)
 	parallel := max(c.Parallel, 1)
 	if c.Parallel < 0 {
 		parallel = maxManifests
@@ -339,7 +339,7 @@ func ReadDocument(ctx context.Context, s interface {
 func (w *walk) finish(ctx context.Context, desc ocispec.Descriptor, e editor, noun string, children []ocispec.Descriptor) (ocispec.Descriptor, error) {
 	source := ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size}
 	if w.oci() {
-		desc.MediaType = ociType(desc.MediaType)
+		desc.MediaType = OCIType(desc.MediaType)
 		e.put(desc.MediaType, "mediaType")
 	}
 	if w.ArtifactType != "" {

@@ -72,6 +72,7 @@ func (w *walk) manifest(ctx context.Context, desc ocispec.Descriptor) (ocispec.D
 		return w.rebuild(ctx, img)
 	}
 	if was, ok, err := w.Memory.Recall(ctx, desc); ok || err != nil {
+		was.ArtifactType = w.ArtifactType
 		return was, err
 	}
 	converted, err := w.rebuild(ctx, img)
@@ -194,7 +195,7 @@ func (w *walk) rewrite(ctx context.Context, img document, layers []ocispec.Descr
 		return img.Source, fmt.Errorf("edit config %s: %w", img.config.Digest, conf.err)
 	}
 	if w.oci() {
-		img.config.MediaType = ociType(img.config.MediaType)
+		img.config.MediaType = OCIType(img.config.MediaType)
 	}
 	config, err := w.write(ctx, img.config, conf.text, nil)
 	if err != nil {
@@ -210,8 +211,9 @@ func (w *walk) rewrite(ctx context.Context, img document, layers []ocispec.Descr
 // no room for what a referrer says.
 func (c *Converter) oci() bool { return c.OCI || c.ArtifactType != "" }
 
-// ociType returns OCI's type of the documents that Docker calls mediaType.
-func ociType(mediaType string) string {
+// OCIType returns OCI's type of the documents that Docker calls mediaType, and
+// any other as it is.
+func OCIType(mediaType string) string {
 	switch mediaType {
 	case images.MediaTypeDockerSchema2ManifestList:
 		return ocispec.MediaTypeImageIndex

@@ -58,7 +58,7 @@ func (r *Reader) Resolve(context.Context) (ocispec.Descriptor, error) {
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("read OCI layout: %w", err)
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // it is only read
 	text, err := io.ReadAll(io.LimitReader(f, maxIndex+1))
 	if err == nil && len(text) > maxIndex {
 		err = fmt.Errorf("larger than %d bytes", maxIndex)

@@ -92,7 +92,7 @@ func (r *Repository) make(w *watch, q request) (*http.Request, error) {
 		req.GetBody = func() (io.ReadCloser, error) {
 			return io.NopCloser(&watchedReader{w, io.NewSectionReader(q.body, q.off, q.n), true}), nil
 		}
-		req.Body, _ = req.GetBody() //nolint:errcheck // it returns none
+		req.Body, _ = req.GetBody() // it returns no error
 		req.ContentLength = q.n
 	}
 	for key, values := range r.host.Header {

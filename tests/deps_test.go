@@ -49,6 +49,12 @@ var floors = []struct {
 	// 4 and 5: only commands assemble everything
 	{"image/convert", []string{"fetcher", "backend", "image", "image/*", "fetcher/registry"}},
 	{"image/convert/dedup", nil},
+	{"image/convert/store", nil},
+	{"image/convert/layout", []string{"image/convert/store"}},
+	{"image/convert/archive", []string{"image/convert/store", "image/convert/layout"}},
+	{"image/convert/remote", []string{"image/convert/store", "fetcher", "fetcher/registry", "fetcher/retry"}},
+	{"image/convert/pipeline", []string{"image/convert", "image/convert/store", "image", "image/*", "fetcher", "fetcher/file"}},
+	{"image/convert/memory", []string{"image/convert", "image/convert/dedup", "image/convert/pipeline", "fetcher"}},
 	{"cmd/*", []string{"*"}},
 	{"tests/*", []string{"*"}},
 	{"tests", []string{"*"}},
@@ -62,7 +68,7 @@ var confined = map[string][]string{
 	"github.com/lmittmann/tint":           {"daemon"},
 	"github.com/go-sql-driver/mysql":      {"image/convert/dedup"},
 	"modernc.org/sqlite":                  {"image/convert/dedup"},
-	"github.com/containerd/containerd/v2": {"fetcher/*", "daemon/snapshotter", "cmd/*", "image/convert", "tests/*"},
+	"github.com/containerd/containerd/v2": {"fetcher/*", "daemon/snapshotter", "cmd/*", "image/convert", "image/convert/archive", "image/convert/remote", "tests/*"},
 	"google.golang.org/grpc":              {"daemon/blockapi", "daemon/blockapi/*", "daemon/snapshotter", "cmd/*", "tests/*"},
 }
 

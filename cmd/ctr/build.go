@@ -22,6 +22,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
+	"github.com/google/uuid"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -54,6 +55,14 @@ type job struct {
 	out io.Writer
 }
 
+var _ convert.Builder = (*job)(nil)
+
+// Build rebuilds the layers of one image.
+func (j *job) Build(ctx context.Context, img convert.Image) ([]ocispec.Descriptor, error) {
+	b := &builder{job: j, id: "obdconv-" + uuid.NewString()}
+	return convert.InOrder(ctx, img.Layers, b.apply)
+}
+
 // A builder applies the layers of one image, each to a snapshot on top of the
 // last. The snapshots' names are its own: those of another conversion, or of
 // the same layer further down, have other parents. They belong to the lease of
@@ -64,10 +73,8 @@ type builder struct {
 	top string // the last committed snapshot
 }
 
-var _ convert.Builder = (*builder)(nil)
-
-// Apply unpacks the layer onto a new disk and seals that.
-func (b *builder) Apply(ctx context.Context, l convert.Layer) (convert.Pack, error) {
+// apply unpacks the layer onto a new disk and seals that.
+func (b *builder) apply(ctx context.Context, l convert.Layer) (convert.Pack, error) {
 	start := time.Now()
 	name := fmt.Sprintf("%s-%d", b.id, l.Index)
 	active := name + "-active"

@@ -100,7 +100,7 @@ func TestBuilder(t *testing.T) {
 	l := addLayer(t, b.content, "file")
 	var descs []ocispec.Descriptor
 	for range 2 { // the same layer twice
-		pack, err := b.Apply(t.Context(), l)
+		pack, err := b.apply(t.Context(), l)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -148,7 +148,7 @@ func TestBuilderRefuses(t *testing.T) {
 			b, d := newBuilder(t)
 			l := addLayer(t, b.content, "file")
 			test.harm(b, d, &l)
-			pack, err := b.Apply(t.Context(), l)
+			pack, err := b.apply(t.Context(), l)
 			if err == nil {
 				_, err = pack(t.Context())
 			}

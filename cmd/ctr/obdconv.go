@@ -15,8 +15,6 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
-	"github.com/google/uuid"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/urfave/cli/v3"
 
 	"github.com/overlaybd-go/overlaybd/image/convert"
@@ -112,10 +110,8 @@ func (j *job) run(ctx context.Context, store images.Store, src, dst string) (ima
 		return img, fmt.Errorf("look up image %s: %w", src, err)
 	}
 	c := convert.Converter{
-		Store: j.content,
-		New: func(ocispec.Platform) convert.Builder {
-			return &builder{job: j, id: "obdconv-" + uuid.NewString()}
-		},
+		Store:    convert.ContentStore(j.content),
+		Builder:  j,
 		Platform: j.platform,
 		FSType:   j.fsType,
 	}

@@ -154,7 +154,7 @@ func (o *Opener) stamp(name string) (string, error) {
 // load reads the host configuration of a registry as containerd does.
 func (o *Opener) load(ctx context.Context, name string, plain bool) (*namespace, error) {
 	s := new(namespace)
-	opts := config.HostOptions{UpdateClient: o.tune}
+	opts := config.HostOptions{UpdateClient: o.tune, DefaultTLS: o.opts.TLS.Clone()}
 	if plain {
 		opts.DefaultScheme = "http"
 	}

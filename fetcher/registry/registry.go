@@ -16,6 +16,7 @@ package registry
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io/fs"
 	"net/http"
@@ -35,6 +36,7 @@ type Options struct {
 	Credentials fetcher.Credentials // nil means anonymous
 	UserAgent   string              // default "overlaybd"
 	PlainHTTP   []string            // hosts whose https URLs are read by plain HTTP
+	TLS         *tls.Config         // where HostsDir has nothing for a host; nil means the system's roots
 
 	DialTimeout   time.Duration // for a connection; default 10 s, or less where hosts.toml says so
 	HeaderTimeout time.Duration // from the request to its answer's header, dialling included; default 30 s

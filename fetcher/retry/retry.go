@@ -44,6 +44,20 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
+// Do calls f until it succeeds, or fails with what may not pass or not within
+// the budget. It returns f's last error.
+func Do(ctx context.Context, opts Options, f func() error) error {
+	for t := opts.withDefaults().start(nil); ; {
+		err := f()
+		if err == nil {
+			return nil
+		}
+		if err = t.pause(ctx, err); err != nil {
+			return err
+		}
+	}
+}
+
 // An Opener opens blobs whose reads are retried.
 type Opener struct {
 	next fetcher.Opener

@@ -3,6 +3,7 @@
 package convert
 
 import (
+	"archive/tar"
 	"bufio"
 	"context"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"os"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/image/lsmt"
@@ -23,46 +25,145 @@ type BlobOptions struct {
 	Parent      digest.Digest // of the layer below, empty at the bottom
 	Compression zfile.Options
 
-	// TempDir holds the compressed layer until it is complete; os.TempDir if
-	// empty.
+	// TempDir holds the blob until it is closed; os.TempDir if empty.
 	TempDir string
 }
 
-// WriteBlob writes to w the blob of a sealed layer as registries keep it:
-// compacted, compressed, and wrapped in a tar. It returns the blob's size. The
-// output is a function of the layer and the options.
-func WriteBlob(ctx context.Context, w io.Writer, sealed fetcher.Blob, opts BlobOptions) (size int64, err error) {
-	// The tar header comes first and holds the size, so the payload has to be
-	// complete before it. The file has no name: it cannot be left behind.
-	payload, err := os.CreateTemp(opts.TempDir, "overlaybd-layer-")
-	if err != nil {
-		return 0, err
-	}
-	defer payload.Close()
-	if err := os.Remove(payload.Name()); err != nil {
-		return 0, err
-	}
-	n, err := compress(ctx, payload, sealed, opts)
-	if err != nil {
-		return 0, err
-	}
-	return io.Copy(w, tarblob.Wrap(io.NewSectionReader(payload, 0, n), n))
+// A Blob is the blob of a layer as registries keep it: compacted, compressed,
+// and wrapped in a tar. It lies in a file without a name, which cannot be left
+// behind.
+//
+// It cannot be streamed while it is compressed. The tar header comes first and
+// holds the size, so the payload has to be complete before the first byte is
+// known, and with it the digest. Compressing twice would do without the file
+// at the price of the whole work once more. As it is, a blob that a registry
+// has need not be sent, and one that breaks on the way can be sent again.
+type Blob struct {
+	f      *os.File
+	size   int64
+	digest digest.Digest
 }
 
-// compress writes the compacted layer to f as a ZFile and returns its size.
-func compress(ctx context.Context, f *os.File, sealed fetcher.Blob, opts BlobOptions) (int64, error) {
+var _ io.ReaderAt = (*Blob)(nil)
+
+// NewBlob makes the blob of a layer. It is a function of the layer's content
+// and the options.
+func NewBlob(ctx context.Context, layer lsmt.Source, opts BlobOptions) (*Blob, error) {
+	b, err := tempBlob(opts.TempDir)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.compress(ctx, layer, opts); err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	return b, nil
+}
+
+func tempBlob(dir string) (*Blob, error) {
+	f, err := os.CreateTemp(dir, "overlaybd-layer-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return &Blob{f: f}, nil
+}
+
+func (b *Blob) compress(ctx context.Context, layer lsmt.Source, opts BlobOptions) error {
+	if _, err := b.f.Seek(tarblob.PayloadOffset, io.SeekStart); err != nil {
+		return err
+	}
+	buf := bufio.NewWriterSize(b.f, 1<<20)
+	z, err := zfile.NewWriter(buf, opts.Compression)
+	if err != nil {
+		return err
+	}
+	err = lsmt.Commit(ctx, z, layer, lsmt.CommitOptions{UUID: LayerUUID(opts.ChainID), ParentUUID: LayerUUID(opts.Parent)})
+	if err = errors.Join(err, z.Close(), buf.Flush()); err != nil {
+		return err
+	}
+	end, err := b.f.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return err
+	}
+	payload := end - tarblob.PayloadOffset
+	if err := tarblob.WrapInPlace(b.f, payload); err != nil {
+		return err
+	}
+	b.size = tarblob.WrappedSize(payload)
+	return b.sum()
+}
+
+// WrapFile makes a blob of a layer file that is compressed already: the tar
+// that the reference implementation makes of its base layer. TempDir holds it.
+func WrapFile(name, tempDir string) (*Blob, error) {
+	layer, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer layer.Close()
+	info, err := layer.Stat()
+	if err != nil {
+		return nil, err
+	}
+	b, err := tempBlob(tempDir)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.wrap(layer, info.Size()); err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	return b, nil
+}
+
+func (b *Blob) wrap(layer io.Reader, size int64) (err error) {
+	w := tar.NewWriter(b.f)
+	h := &tar.Header{Typeflag: tar.TypeReg, Name: "overlaybd.commit", Mode: 0o444, Size: size}
+	if err := w.WriteHeader(h); err != nil {
+		return err
+	}
+	if _, err := io.Copy(w, layer); err != nil {
+		return err
+	}
+	if err := w.Close(); err != nil {
+		return err
+	}
+	if b.size, err = b.f.Seek(0, io.SeekCurrent); err != nil {
+		return err
+	}
+	return b.sum()
+}
+
+// sum computes the digest.
+func (b *Blob) sum() error {
+	digester := digest.SHA256.Digester()
+	_, err := io.CopyBuffer(digester.Hash(), io.NewSectionReader(b.f, 0, b.size), make([]byte, 1<<20))
+	b.digest = digester.Digest()
+	return err
+}
+
+// Descriptor returns the digest and size.
+func (b *Blob) Descriptor() ocispec.Descriptor {
+	return ocispec.Descriptor{Digest: b.digest, Size: b.size}
+}
+
+// ReadAt reads from the blob.
+func (b *Blob) ReadAt(p []byte, off int64) (int, error) { return b.f.ReadAt(p, off) }
+
+// Close gives up the blob.
+func (b *Blob) Close() error { return b.f.Close() }
+
+// WriteBlob writes to w the blob of a sealed layer and returns its size.
+func WriteBlob(ctx context.Context, w io.Writer, sealed fetcher.Blob, opts BlobOptions) (size int64, err error) {
 	layer, err := lsmt.Open(ctx, sealed)
 	if err != nil {
 		return 0, err
 	}
-	buf := bufio.NewWriterSize(f, 1<<20)
-	z, err := zfile.NewWriter(buf, opts.Compression)
+	b, err := NewBlob(ctx, layer, opts)
 	if err != nil {
 		return 0, err
 	}
-	err = lsmt.Commit(ctx, z, layer, lsmt.CommitOptions{UUID: LayerUUID(opts.ChainID), ParentUUID: LayerUUID(opts.Parent)})
-	if err = errors.Join(err, z.Close(), buf.Flush()); err != nil {
-		return 0, err
-	}
-	return f.Seek(0, io.SeekCurrent)
+	defer b.Close() //nolint:errcheck // it is only read
+	return io.Copy(w, io.NewSectionReader(b, 0, b.size))
 }

@@ -10,19 +10,19 @@
 package convert
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
 )
 
 // maxDocument bounds what is read of an index, manifest or config, in bytes;
@@ -34,134 +34,253 @@ const maxDepth = 8
 
 // A Store holds the documents of an image and takes those of its conversion.
 type Store interface {
-	content.Provider
-	content.Ingester
+	// Open returns the content of desc, which the converter verifies. What
+	// the store does not have is an errdefs.ErrNotFound.
+	Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error)
+
+	// Push stores the document desc. What it refers to has been stored before.
+	Push(ctx context.Context, desc ocispec.Descriptor, text []byte, children []ocispec.Descriptor) error
 }
 
-// A Builder rebuilds the layers of one image, bottom first.
+// A PartialStore is a Store that may lack manifests which an index of its
+// own lists, or their layers. Where no platform is chosen, those that are
+// there are converted.
+type PartialStore interface {
+	Has(ctx context.Context, desc ocispec.Descriptor) (bool, error)
+}
+
+// A Builder rebuilds the layers of images.
 type Builder interface {
-	// Apply puts l on top of the layers applied before. The Pack it returns
-	// may run while later layers are applied.
-	Apply(ctx context.Context, l Layer) (Pack, error)
+	// Build stores the blobs that take the place of the image's layers and
+	// returns them, bottom first. They need no media type, and no annotations
+	// but those that go beyond what every block layer has. Build is called by
+	// several goroutines.
+	Build(ctx context.Context, img Image) ([]ocispec.Descriptor, error)
 }
 
-// A Pack stores the blob of an applied layer. The descriptor it returns holds
-// the blob's digest and size, and annotations if there are more than those
-// every block layer has.
-type Pack func(ctx context.Context) (ocispec.Descriptor, error)
+// A Memory knows manifests that were converted before.
+type Memory interface {
+	// Recall returns what the manifest has become, if that is still there
+	// with all it refers to, else false.
+	Recall(ctx context.Context, source ocispec.Descriptor) (ocispec.Descriptor, bool, error)
+
+	// Remember notes what the manifest has become.
+	Remember(ctx context.Context, source, converted ocispec.Descriptor) error
+}
 
 // A Converter converts images of one store.
 type Converter struct {
-	Store Store
+	Store   Store
+	Builder Builder
 
-	// New returns the builder for an image of platform p. It is called once
-	// per manifest, one after the other.
-	New func(p ocispec.Platform) Builder
-
-	// Platform selects manifests of an index. If it is nil, those are
-	// converted whose content the store has; there must be one.
+	// Platform selects manifests of an index, all if nil.
 	Platform platforms.Matcher
 
 	// FSType is what the layers are annotated with, if anything.
 	FSType string
+
+	// OCI makes every media type one of OCI's. Otherwise each is the source's.
+	OCI bool
+
+	// ArtifactType, if not empty, makes every new index and manifest a
+	// referrer of that type, whose subject is its source. It implies OCI.
+	ArtifactType string
+
+	// Parallel is how many manifests are converted at a time: one if zero,
+	// any number if negative.
+	Parallel int
+
+	// Memory is asked before a manifest is converted, unless it is nil.
+	Memory Memory
+
+	// Skipped, if not nil, is told of the entries of an index that have no
+	// place in the new one for another reason than their platform.
+	Skipped func(desc ocispec.Descriptor, reason string)
 }
+
+// ArtifactTypeNative is the type of block images that refer to their source.
+// Durable.
+const ArtifactTypeNative = "application/vnd.containerd.overlaybd.native.v1+json"
 
 // errSkip says that an entry of an index has no place in the new one.
 var errSkip = errors.New("not selected")
 
 // Convert converts the index or manifest and returns what became of it.
 func (c *Converter) Convert(ctx context.Context, desc ocispec.Descriptor) (ocispec.Descriptor, error) {
-	w := walk{Converter: c, done: make(map[digest.Digest]ocispec.Descriptor)}
+	w := walk{Converter: c, done: make(map[digest.Digest]*result)}
+	w.partial, _ = c.Store.(PartialStore)
+	parallel := max(c.Parallel, 1)
+	if c.Parallel < 0 {
+		parallel = maxManifests
+	}
+	w.slots = semaphore.NewWeighted(int64(parallel))
+	ctx, w.cancel = context.WithCancelCause(ctx)
+	defer w.cancel(nil)
 	desc, err := w.convert(ctx, desc, 0)
 	if errors.Is(err, errSkip) {
 		return desc, fmt.Errorf("%w: no manifest of the image is selected and has its content here", errdefs.ErrNotFound)
 	}
+	if err != nil && context.Cause(ctx) != nil {
+		err = context.Cause(ctx) // the first of several: the others follow from it
+	}
 	return desc, err
 }
+
+// maxManifests bounds how many indexes and manifests one image may have, and
+// how many of them are under way.
+const maxManifests = 1024
 
 // A walk is one conversion.
 type walk struct {
 	*Converter
-	done map[digest.Digest]ocispec.Descriptor // by source
+	partial PartialStore // nil if Store has all its indexes list
+	slots   *semaphore.Weighted
+	cancel  context.CancelCauseFunc
+
+	mu   sync.Mutex                // guards done
+	done map[digest.Digest]*result // by source
 }
 
+// A result is what becomes of a document.
+type result struct {
+	ready chan struct{} // closed when desc and err are set
+	desc  ocispec.Descriptor
+	err   error
+}
+
+// convert returns what becomes of desc, which is converted once however often
+// indexes list it.
 func (w *walk) convert(ctx context.Context, desc ocispec.Descriptor, depth int) (ocispec.Descriptor, error) {
-	old, ok := w.done[desc.Digest]
-	if !ok {
-		var err error
-		if old, err = w.document(ctx, desc, depth); err != nil {
-			return desc, err
-		}
-		w.done[desc.Digest] = old
+	w.mu.Lock()
+	r, known := w.done[desc.Digest]
+	if !known && len(w.done) == maxManifests {
+		w.mu.Unlock()
+		return desc, fmt.Errorf("%s: more than %d indexes and manifests", desc.Digest, maxManifests)
 	}
-	return renamed(desc, old.Digest, old.Size), nil
+	if !known {
+		r = &result{ready: make(chan struct{})}
+		w.done[desc.Digest] = r
+	}
+	w.mu.Unlock()
+	if !known {
+		r.desc, r.err = w.document(ctx, desc, depth)
+		if r.err != nil && !errors.Is(r.err, errSkip) {
+			w.cancel(r.err)
+		}
+		close(r.ready)
+	}
+	select {
+	case <-r.ready:
+	case <-ctx.Done():
+		return desc, context.Cause(ctx)
+	}
+	return renamed(desc, r.desc), r.err
 }
 
 func (w *walk) document(ctx context.Context, desc ocispec.Descriptor, depth int) (ocispec.Descriptor, error) {
-	convert := w.manifest
 	switch {
 	case images.IsManifestType(desc.MediaType):
-	case images.IsIndexType(desc.MediaType) && depth < maxDepth:
-		convert = func(ctx context.Context, desc ocispec.Descriptor) (ocispec.Descriptor, error) {
-			return w.index(ctx, desc, depth)
+		if err := w.slots.Acquire(ctx, 1); err != nil {
+			return desc, context.Cause(ctx)
 		}
+		defer w.slots.Release(1)
+		return w.manifest(ctx, desc)
+	case images.IsIndexType(desc.MediaType) && depth < maxDepth:
+		return w.index(ctx, desc, depth)
 	case images.IsIndexType(desc.MediaType):
 		return desc, fmt.Errorf("index %s: nested more than %d deep", desc.Digest, maxDepth)
-	default:
-		return desc, fmt.Errorf("%s: cannot convert media type %q", desc.Digest, desc.MediaType)
 	}
-	return convert(ctx, desc)
+	return desc, fmt.Errorf("%s: cannot convert media type %q", desc.Digest, desc.MediaType)
 }
 
 // renamed returns desc for other content of the same meaning.
-func renamed(desc ocispec.Descriptor, d digest.Digest, size int64) ocispec.Descriptor {
-	desc.Digest, desc.Size = d, size
+func renamed(desc, to ocispec.Descriptor) ocispec.Descriptor {
+	desc.MediaType, desc.Digest, desc.Size = to.MediaType, to.Digest, to.Size
 	desc.URLs, desc.Data = nil, nil
+	if to.ArtifactType != "" {
+		desc.ArtifactType = to.ArtifactType
+	}
 	return desc
 }
 
 func (w *walk) index(ctx context.Context, desc ocispec.Descriptor, depth int) (ocispec.Descriptor, error) {
-	text, err := w.read(ctx, desc)
+	var index ocispec.Index
+	text, err := w.readIndex(ctx, desc, &index)
 	if err != nil {
 		return desc, fmt.Errorf("read index %s: %w", desc.Digest, err)
 	}
-	var index ocispec.Index
-	if err := json.Unmarshal(text, &index); err != nil {
-		return desc, fmt.Errorf("read index %s: %w", desc.Digest, err)
-	}
-	// One at a time: the layers of one image keep every CPU busy.
-	var entries []ocispec.Descriptor
-	for _, m := range index.Manifests {
-		entry, err := w.entry(ctx, m, depth)
-		if errors.Is(err, errSkip) {
-			continue
-		}
-		if err != nil {
-			return desc, err
-		}
-		entries = append(entries, entry)
+	entries, err := w.entries(ctx, index.Manifests, depth)
+	if err != nil {
+		return desc, err
 	}
 	if len(entries) == 0 {
 		return desc, errSkip
 	}
-	if text, err = set(text, entries, "manifests"); err != nil {
-		return desc, fmt.Errorf("edit index %s: %w", desc.Digest, err)
+	e := editor{text: text}
+	e.set(entries, "manifests")
+	return w.finish(ctx, desc, e, "index", entries)
+}
+
+// readIndex reads an index in turn with the conversions, since memory is as
+// short while it does.
+func (w *walk) readIndex(ctx context.Context, desc ocispec.Descriptor, index *ocispec.Index) ([]byte, error) {
+	if err := w.slots.Acquire(ctx, 1); err != nil {
+		return nil, context.Cause(ctx)
 	}
-	return w.write(ctx, desc, text, childLabels("m", entries))
+	defer w.slots.Release(1)
+	text, err := w.read(ctx, desc)
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(text, index); err != nil {
+		return nil, err
+	}
+	if n := len(index.Manifests); n > maxManifests {
+		return nil, fmt.Errorf("it lists %d manifests, at most %d are converted", n, maxManifests)
+	}
+	return text, nil
+}
+
+// entries converts the entries of an index and returns those that have a
+// place in the new one, in order.
+func (w *walk) entries(ctx context.Context, all []ocispec.Descriptor, depth int) ([]ocispec.Descriptor, error) {
+	converted, errs := make([]ocispec.Descriptor, len(all)), make([]error, len(all))
+	var running sync.WaitGroup
+	for i, m := range all {
+		running.Go(func() { converted[i], errs[i] = w.entry(ctx, m, depth) })
+	}
+	running.Wait()
+	var entries []ocispec.Descriptor
+	for i, err := range errs {
+		switch {
+		case err == nil:
+			entries = append(entries, converted[i])
+		case !errors.Is(err, errSkip):
+			return nil, err
+		}
+	}
+	return entries, nil
 }
 
 // entry converts one entry of an index, or says errSkip.
 func (w *walk) entry(ctx context.Context, desc ocispec.Descriptor, depth int) (ocispec.Descriptor, error) {
 	if _, ok := desc.Annotations["vnd.docker.reference.type"]; ok {
-		return desc, errSkip // an attestation of a manifest that will be another
+		return desc, w.skip(desc, "it attests to a manifest that the new image does not have")
 	}
 	if w.Platform != nil && desc.Platform != nil && !w.Platform.Match(*desc.Platform) {
 		return desc, errSkip
 	}
-	if w.Platform == nil && !w.present(ctx, desc) {
-		return desc, errSkip
+	if w.Platform == nil && w.partial != nil && !w.present(ctx, desc) {
+		return desc, w.skip(desc, "its content is not here")
 	}
 	return w.convert(ctx, desc, depth+1)
+}
+
+func (w *walk) skip(desc ocispec.Descriptor, reason string) error {
+	if w.Skipped != nil {
+		w.Skipped(desc, reason)
+	}
+	return errSkip
 }
 
 // present reports whether the store has a manifest with all it names. It says
@@ -177,12 +296,8 @@ func (w *walk) present(ctx context.Context, desc ocispec.Descriptor) bool {
 		return true
 	}
 	for _, d := range append(m.Layers, m.Config) {
-		ra, err := w.Store.ReaderAt(ctx, d)
-		if errdefs.IsNotFound(err) {
+		if ok, err := w.partial.Has(ctx, d); err == nil && !ok {
 			return false
-		}
-		if err == nil {
-			ra.Close()
 		}
 	}
 	return true
@@ -190,10 +305,19 @@ func (w *walk) present(ctx context.Context, desc ocispec.Descriptor) bool {
 
 // read returns the document desc, which is what its digest says.
 func (w *walk) read(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
+	return ReadDocument(ctx, w.Store, desc)
+}
+
+// ReadDocument returns the index, manifest or config desc of a store. It is
+// what its digest says, and not larger than a registry takes.
+func ReadDocument(ctx context.Context, s interface {
+	Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error)
+}, desc ocispec.Descriptor,
+) ([]byte, error) {
 	if err := desc.Digest.Validate(); err != nil {
 		return nil, err
 	}
-	r, err := content.BlobReadSeeker(ctx, w.Store, desc)
+	r, err := s.Open(ctx, desc)
 	if err != nil {
 		return nil, err
 	}
@@ -211,21 +335,33 @@ func (w *walk) read(ctx context.Context, desc ocispec.Descriptor) ([]byte, error
 	return text, nil
 }
 
-// write stores text, the successor of desc.
-func (w *walk) write(ctx context.Context, desc ocispec.Descriptor, text []byte, labels map[string]string) (ocispec.Descriptor, error) {
-	desc = renamed(desc, digest.FromBytes(text), int64(len(text)))
-	err := content.WriteBlob(ctx, w.Store, "convert-"+desc.Digest.String(), bytes.NewReader(text), desc, content.WithLabels(labels))
-	if err != nil {
-		return desc, fmt.Errorf("write %s: %w", desc.MediaType, err)
+// finish stores the edited index or manifest, the successor of desc.
+func (w *walk) finish(ctx context.Context, desc ocispec.Descriptor, e editor, noun string, children []ocispec.Descriptor) (ocispec.Descriptor, error) {
+	source := ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size}
+	if w.oci() {
+		desc.MediaType = OCIType(desc.MediaType)
+		e.put(desc.MediaType, "mediaType")
 	}
-	return desc, nil
+	if w.ArtifactType != "" {
+		e.put(w.ArtifactType, "artifactType")
+		e.put(source, "subject")
+		desc.ArtifactType = w.ArtifactType
+	}
+	if e.err != nil {
+		return desc, fmt.Errorf("edit %s %s: %w", noun, source.Digest, e.err)
+	}
+	return w.write(ctx, desc, e.text, children)
 }
 
-// childLabels tell containerd's garbage collector what a document refers to.
-func childLabels(kind string, children []ocispec.Descriptor) map[string]string {
-	labels := make(map[string]string, len(children)+1)
-	for i, d := range children {
-		labels[fmt.Sprintf("containerd.io/gc.ref.content.%s.%d", kind, i)] = d.Digest.String()
+// write stores text, the successor of desc.
+func (w *walk) write(ctx context.Context, desc ocispec.Descriptor, text []byte, children []ocispec.Descriptor) (ocispec.Descriptor, error) {
+	to := ocispec.Descriptor{MediaType: desc.MediaType, Digest: digest.FromBytes(text), Size: int64(len(text))}
+	if len(text) > maxDocument {
+		return desc, fmt.Errorf("write %s: it would be larger than %d bytes", desc.MediaType, maxDocument)
 	}
-	return labels
+	desc = renamed(desc, to)
+	if err := w.Store.Push(ctx, desc, text, children); err != nil {
+		return desc, fmt.Errorf("write %s %s: %w", desc.MediaType, desc.Digest, err)
+	}
+	return desc, nil
 }

@@ -142,7 +142,11 @@ type fake struct {
 	fail    string // diff ID whose pack fails
 }
 
-func (f fake) Apply(ctx context.Context, l convert.Layer) (convert.Pack, error) {
+func (f fake) Build(ctx context.Context, img convert.Image) ([]ocispec.Descriptor, error) {
+	return convert.InOrder(ctx, img.Layers, f.apply)
+}
+
+func (f fake) apply(ctx context.Context, l convert.Layer) (convert.Pack, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -162,8 +166,8 @@ func (f fake) Apply(ctx context.Context, l convert.Layer) (convert.Pack, error) 
 func converter(s store) (*convert.Converter, *[]convert.Layer) {
 	applied := new([]convert.Layer)
 	return &convert.Converter{
-		Store: s, FSType: "ext4",
-		New: func(ocispec.Platform) convert.Builder { return fake{store: s, applied: applied} },
+		Store: convert.ContentStore(s), FSType: "ext4",
+		Builder: fake{store: s, applied: applied},
 	}, applied
 }
 
@@ -382,9 +386,7 @@ func TestPackFails(t *testing.T) {
 	s := newStore(t)
 	src := s.image(ocispec.MediaTypeImageManifest, "amd64", slices.Repeat([]string{"a", "b", "c"}, 20)...)
 	c, applied := converter(s)
-	c.New = func(ocispec.Platform) convert.Builder {
-		return fake{store: s, applied: applied, fail: digest.FromString("diff of b").String()}
-	}
+	c.Builder = fake{store: s, applied: applied, fail: digest.FromString("diff of b").String()}
 	if _, err := c.Convert(t.Context(), src); err == nil || !strings.Contains(err.Error(), "disk full") {
 		t.Errorf("error %v", err)
 	}

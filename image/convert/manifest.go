@@ -7,13 +7,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"regexp"
 	"strconv"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/overlaybd-go/overlaybd/image/spec"
 )
@@ -29,10 +29,6 @@ const (
 
 // formatVersion is the value of AnnotationVersion. Durable.
 const formatVersion = "0.1.0"
-
-// maxPacking is how many layers are packed while another is applied. Packing
-// uses every CPU by itself; the second fills the gaps of the first.
-const maxPacking = 2
 
 // A Layer is a layer to be rebuilt.
 type Layer struct {
@@ -56,45 +52,62 @@ func LayerUUID(chainID digest.Digest) string {
 	return fmt.Sprintf("%s-%s-%s-%s-%s", hex[:8], hex[8:12], hex[12:16], hex[16:20], hex[20:32])
 }
 
+// An Image is an image whose layers are to be rebuilt.
+type Image struct {
+	Source   ocispec.Descriptor // its manifest
+	Platform ocispec.Platform
+	Layers   []Layer // bottom first
+}
+
 // manifest converts one image.
 func (w *walk) manifest(ctx context.Context, desc ocispec.Descriptor) (ocispec.Descriptor, error) {
 	img, err := w.open(ctx, desc)
 	if err != nil {
 		return desc, fmt.Errorf("read image %s: %w", desc.Digest, err)
 	}
-	if w.Platform != nil && !w.Platform.Match(img.platform) {
+	if w.Platform != nil && !w.Platform.Match(img.Platform) {
 		return desc, errSkip
 	}
-	layers, err := w.build(ctx, img)
+	if w.Memory == nil {
+		return w.rebuild(ctx, img)
+	}
+	if was, ok, err := w.Memory.Recall(ctx, desc); ok || err != nil {
+		was.ArtifactType = w.ArtifactType
+		return was, err
+	}
+	converted, err := w.rebuild(ctx, img)
+	if err == nil {
+		err = w.Memory.Remember(ctx, desc, converted)
+	}
+	return converted, err
+}
+
+// rebuild has the layers rebuilt, and writes the documents that name them.
+func (w *walk) rebuild(ctx context.Context, img document) (ocispec.Descriptor, error) {
+	layers, err := w.Builder.Build(ctx, img.Image)
 	if err != nil {
-		return desc, err
+		return img.Source, err
 	}
 	diffIDs := make([]digest.Digest, len(layers))
-	mediaType := ocispec.MediaTypeImageLayer
-	if desc.MediaType == images.MediaTypeDockerSchema2Manifest {
-		mediaType = images.MediaTypeDockerSchema2Layer
-	}
 	for i, l := range layers {
 		// A layer's blob is not compressed as far as image tools can see, so
 		// it is its own diff.
 		diffIDs[i] = l.Digest
-		layers[i] = w.annotate(l, mediaType)
+		layers[i] = w.annotate(l, img.Source.MediaType)
 	}
 	return w.rewrite(ctx, img, layers, diffIDs)
 }
 
-// An image is a manifest with its config.
-type image struct {
-	desc     ocispec.Descriptor
+// A document is the text of a manifest with its config.
+type document struct {
+	Image
 	text     []byte
 	config   ocispec.Descriptor
 	confText []byte
-	platform ocispec.Platform
-	layers   []Layer
 }
 
-func (w *walk) open(ctx context.Context, desc ocispec.Descriptor) (img image, err error) {
-	img.desc = desc
+func (w *walk) open(ctx context.Context, desc ocispec.Descriptor) (img document, err error) {
+	img.Source = desc
 	if img.text, err = w.read(ctx, desc); err != nil {
 		return img, err
 	}
@@ -113,10 +126,14 @@ func (w *walk) open(ctx context.Context, desc ocispec.Descriptor) (img image, er
 	if err := json.Unmarshal(img.confText, &config); err != nil {
 		return img, fmt.Errorf("config %s: %w", m.Config.Digest, err)
 	}
-	img.platform = config.Platform
-	img.layers, err = layersOf(m, config.RootFS.DiffIDs, config.Platform)
+	img.Platform = config.Platform
+	img.Layers, err = layersOf(m, config.RootFS.DiffIDs, config.Platform)
 	return img, err
 }
+
+// tarLayer matches the media types of layers that are tars, compressed or not.
+// Others, such as encrypted ones, cannot be applied.
+var tarLayer = regexp.MustCompile(`^application/vnd\.(oci\.image\.layer\.(nondistributable\.)?v1\.tar|docker\.image\.rootfs\.(foreign\.)?diff\.tar)([.+](gzip|zstd))?$`)
 
 // layersOf pairs the layers of a manifest with the diff IDs of its config.
 func layersOf(m ocispec.Manifest, diffIDs []digest.Digest, p ocispec.Platform) ([]Layer, error) {
@@ -133,7 +150,7 @@ func layersOf(m ocispec.Manifest, diffIDs []digest.Digest, p ocispec.Platform) (
 		if err := diffIDs[i].Validate(); err != nil {
 			return nil, fmt.Errorf("diff ID of layer %d: %w", i, err)
 		}
-		if !images.IsLayerType(d.MediaType) {
+		if !tarLayer.MatchString(d.MediaType) {
 			return nil, fmt.Errorf("layer %d has media type %q", i, d.MediaType)
 		}
 		if _, ok := d.Annotations[AnnotationDigest]; ok {
@@ -148,38 +165,12 @@ func layersOf(m ocispec.Manifest, diffIDs []digest.Digest, p ocispec.Platform) (
 	return layers, nil
 }
 
-// build applies the layers in order, packing each while the next is applied.
-// Of several errors it returns the first: the others follow from it.
-func (w *walk) build(ctx context.Context, img image) ([]ocispec.Descriptor, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	packing, ctx := errgroup.WithContext(ctx)
-	packing.SetLimit(maxPacking)
-	blobs := make([]ocispec.Descriptor, len(img.layers))
-	b := w.New(img.platform)
-	var failed bool
-	for i, l := range img.layers {
-		pack, err := b.Apply(ctx, l)
-		if failed = err != nil; failed {
-			cancel(fmt.Errorf("apply layer %s: %w", l.Source.Digest, err))
-			break
-		}
-		packing.Go(func() (err error) {
-			if blobs[i], err = pack(ctx); err != nil {
-				return fmt.Errorf("pack layer %s: %w", l.Source.Digest, err)
-			}
-			return nil
-		})
-	}
-	if err := packing.Wait(); err != nil || failed {
-		return nil, context.Cause(ctx)
-	}
-	return blobs, nil
-}
-
 // annotate completes the descriptor of a packed layer.
-func (w *walk) annotate(l ocispec.Descriptor, mediaType string) ocispec.Descriptor {
-	l.MediaType = mediaType
+func (w *walk) annotate(l ocispec.Descriptor, manifestType string) ocispec.Descriptor {
+	l.MediaType = ocispec.MediaTypeImageLayer
+	if manifestType == images.MediaTypeDockerSchema2Manifest && !w.oci() {
+		l.MediaType = images.MediaTypeDockerSchema2Layer
+	}
 	extra := l.Annotations
 	l.Annotations = map[string]string{
 		AnnotationVersion: formatVersion,
@@ -194,22 +185,42 @@ func (w *walk) annotate(l ocispec.Descriptor, mediaType string) ocispec.Descript
 }
 
 // rewrite stores the config and the manifest that name the new layers.
-func (w *walk) rewrite(ctx context.Context, img image, layers []ocispec.Descriptor, diffIDs []digest.Digest) (ocispec.Descriptor, error) {
-	text, err := set(img.confText, diffIDs, "rootfs", "diff_ids")
+func (w *walk) rewrite(ctx context.Context, img document, layers []ocispec.Descriptor, diffIDs []digest.Digest) (ocispec.Descriptor, error) {
+	conf := editor{text: img.confText}
+	conf.set(diffIDs, "rootfs", "diff_ids")
+	if len(layers) < len(img.Layers) {
+		conf.flattenHistory()
+	}
+	if conf.err != nil {
+		return img.Source, fmt.Errorf("edit config %s: %w", img.config.Digest, conf.err)
+	}
+	if w.oci() {
+		img.config.MediaType = OCIType(img.config.MediaType)
+	}
+	config, err := w.write(ctx, img.config, conf.text, nil)
 	if err != nil {
-		return img.desc, fmt.Errorf("edit config %s: %w", img.config.Digest, err)
+		return img.Source, err
 	}
-	config, err := w.write(ctx, img.config, text, nil)
-	if err != nil {
-		return img.desc, err
+	e := editor{text: img.text}
+	e.set(config, "config")
+	e.set(layers, "layers")
+	return w.finish(ctx, img.Source, e, "manifest", append([]ocispec.Descriptor{config}, layers...))
+}
+
+// oci reports whether every media type is to be OCI's. Docker's manifests have
+// no room for what a referrer says.
+func (c *Converter) oci() bool { return c.OCI || c.ArtifactType != "" }
+
+// OCIType returns OCI's type of the documents that Docker calls mediaType, and
+// any other as it is.
+func OCIType(mediaType string) string {
+	switch mediaType {
+	case images.MediaTypeDockerSchema2ManifestList:
+		return ocispec.MediaTypeImageIndex
+	case images.MediaTypeDockerSchema2Manifest:
+		return ocispec.MediaTypeImageManifest
+	case images.MediaTypeDockerSchema2Config:
+		return ocispec.MediaTypeImageConfig
 	}
-	if text, err = set(img.text, config, "config"); err != nil {
-		return img.desc, fmt.Errorf("edit manifest %s: %w", img.desc.Digest, err)
-	}
-	if text, err = set(text, layers, "layers"); err != nil {
-		return img.desc, fmt.Errorf("edit manifest %s: %w", img.desc.Digest, err)
-	}
-	labels := childLabels("l", layers)
-	labels["containerd.io/gc.ref.content.config"] = config.Digest.String()
-	return w.write(ctx, img.desc, text, labels)
+	return mediaType
 }

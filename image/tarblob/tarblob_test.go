@@ -158,6 +158,26 @@ func TestWrapSizes(t *testing.T) {
 	}
 }
 
+func TestWrapInPlace(t *testing.T) {
+	for _, n := range []int{0, 1, 511, 512, 513, 100_000} {
+		payload := bytes.Repeat([]byte{0xA5}, n)
+		f, err := os.Create(t.TempDir() + "/blob")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := f.WriteAt(payload, tarblob.PayloadOffset); err != nil {
+			t.Fatal(err)
+		}
+		if err := tarblob.WrapInPlace(f, int64(n)); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(readFile(t, f.Name()), wrap(t, payload)) {
+			t.Errorf("%d bytes are wrapped differently", n)
+		}
+	}
+}
+
 func TestWrapHoldsThePayloadToItsSize(t *testing.T) {
 	tests := map[string]struct {
 		payload io.Reader

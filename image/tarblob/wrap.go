@@ -32,6 +32,19 @@ func Wrap(payload io.Reader, size int64) io.Reader {
 		io.LimitReader(zeros{}, padding(size)+trailer))
 }
 
+// PayloadOffset is where in a wrapped blob the payload starts, in bytes.
+const PayloadOffset = headers
+
+// WrapInPlace makes f what [Wrap] returns, for a payload of size bytes that
+// was written at PayloadOffset, and after which f ends.
+func WrapInPlace(f io.WriterAt, size int64) error {
+	if _, err := f.WriteAt(make([]byte, padding(size)+trailer), headers+size); err != nil {
+		return err
+	}
+	_, err := f.WriteAt(head(size), 0)
+	return err
+}
+
 // head returns the pax header, its body and the header of the entry.
 func head(size int64) []byte {
 	record := paxRecord("size", strconv.FormatInt(size, 10))

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -20,6 +21,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/platforms"
 	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/overlaybd-go/overlaybd/tests/e2e"
@@ -107,6 +109,45 @@ func TestConvertAndRun(t *testing.T) {
 			sameTrees(t, env, oci, block)
 		})
 	}
+}
+
+// TestConvertorAndRun: what the convertor makes without root or mounts runs as
+// what is made by mounting, and is the same every time.
+func TestConvertorAndRun(t *testing.T) {
+	gate(t)
+	registry := e2e.StartRegistry(t)
+	oci := registry.Push(t, e2e.Synthetic(t), "image", "oci")
+	convertor := func(tag string, flags ...string) (ref string) {
+		args := append([]string{"-r", registry.Host + "/image", "-i", "oci", "-o", tag, "--plain", "--dir", t.TempDir()}, flags...)
+		cmd := exec.CommandContext(t.Context(), filepath.Join(e2e.Bin(t), "convertor"), args...)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", cmd.Args, err, out)
+		}
+		return registry.Host + "/image:" + tag
+	}
+	block := convertor("block", "--jobs", "1")
+	env := start(t, registry)
+	env.Ctr("rpull", "--plain-http", block)
+	if got := env.Run("overlaybd", block); got != "hello\n" {
+		t.Errorf("the container said %q", got)
+	}
+	sameTrees(t, env, oci, block)
+
+	again := convertor("again", "--jobs", "8")
+	env.Ctr("rpull", "--plain-http", again)
+	if a, b := target(t, env, block), target(t, env, again); a != b {
+		t.Errorf("converted once it is %s, with more workers %s", a, b)
+	}
+}
+
+// target returns the digest that ref leads to.
+func target(t *testing.T, env *e2e.Env, ref string) digest.Digest {
+	t.Helper()
+	img, err := env.Client.ImageService().Get(env.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img.Target.Digest
 }
 
 // sameTrees asserts that the block image shows what containerd's own

@@ -271,9 +271,32 @@ func TestCycles(t *testing.T) {
 	for range cycles {
 		cycle()
 	}
-	for what, n := range residue(t, env) {
-		if n > before[what] { // fewer is an idle connection that was closed
-			t.Errorf("%d containers left %d %s, from %d", cycles, n, what, before[what])
+	for _, l := range settled(t, env, before) {
+		t.Errorf("%d containers left %s", cycles, l)
+	}
+}
+
+// settled returns what there is more of than before. containerd collects
+// snapshots, and the daemons end goroutines, shortly after a container is gone.
+func settled(t *testing.T, env *e2e.Env, before map[string]int) (left []string) {
+	t.Helper()
+	timeout := time.After(time.Minute)
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		left = nil
+		for what, n := range residue(t, env) {
+			if n > before[what] { // fewer is an idle connection that was closed
+				left = append(left, fmt.Sprintf("%d %s, from %d", n, what, before[what]))
+			}
+		}
+		if len(left) == 0 {
+			return nil
+		}
+		select {
+		case <-timeout:
+			return left
+		case <-tick.C:
 		}
 	}
 }

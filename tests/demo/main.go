@@ -27,7 +27,8 @@ func main() {
 	testing.Init()               // what tests start asks for the flags of go test
 	_ = flag.CommandLine.Parse(nil)
 
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM,
+		syscall.SIGHUP, syscall.SIGPIPE) // the terminal is gone, or the reader of the output
 	err := run(ctx, os.Stdout, os.Stderr, *small)
 	interrupted := ctx.Err() != nil
 	stop()

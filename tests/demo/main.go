@@ -18,6 +18,8 @@ import (
 	"os/signal"
 	"syscall"
 	"testing"
+
+	"github.com/overlaybd-go/overlaybd/tests/need"
 )
 
 func main() {
@@ -46,6 +48,9 @@ func main() {
 func run(ctx context.Context, out, progress io.Writer, small bool) error {
 	h := &host{ctx: ctx, progress: progress}
 	return h.run(func(h *host) {
+		need.Root(h) // before minutes of building
+		need.FUSE(h)
+		need.Loop(h)
 		d := demo{h: h, image: debian}
 		if small {
 			d.image = synthetic

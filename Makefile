@@ -26,7 +26,7 @@ fuzz: ## run every fuzz target for FUZZTIME (30s)
 	./tests/fuzz.sh
 
 bench: ## run the benchmarks; ratios are within one run
-	$(GO) test -run '^$$' -bench . -benchmem ./...
+	$(GO) test -run '^$$' -bench . -benchmem -timeout 30m ./...
 
 proto: ## regenerate the block API's gRPC code; needs protoc 3.21
 	GOBIN=$(CURDIR)/bin $(GO) install google.golang.org/protobuf/cmd/protoc-gen-go

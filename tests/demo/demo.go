@@ -49,7 +49,7 @@ type start struct {
 }
 
 func (d *demo) run() {
-	d.say("building the commands and containerd: minutes in the first run, then seconds")
+	d.say("building the commands")
 	e2e.Bin(d.h)
 	d.say("making the image: %s", d.image.name)
 	img := d.image.build(d.h)

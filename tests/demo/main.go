@@ -18,6 +18,8 @@ import (
 	"os/signal"
 	"syscall"
 	"testing"
+
+	"github.com/overlaybd-go/overlaybd/tests/need"
 )
 
 func main() {
@@ -27,7 +29,8 @@ func main() {
 	testing.Init()               // what tests start asks for the flags of go test
 	_ = flag.CommandLine.Parse(nil)
 
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM,
+		syscall.SIGHUP, syscall.SIGPIPE) // the terminal is gone, or the reader of the output
 	err := run(ctx, os.Stdout, os.Stderr, *small)
 	interrupted := ctx.Err() != nil
 	stop()
@@ -45,6 +48,9 @@ func main() {
 func run(ctx context.Context, out, progress io.Writer, small bool) error {
 	h := &host{ctx: ctx, progress: progress}
 	return h.run(func(h *host) {
+		need.Root(h) // before minutes of building
+		need.FUSE(h)
+		need.Loop(h)
 		d := demo{h: h, image: debian}
 		if small {
 			d.image = synthetic

@@ -127,6 +127,9 @@ func goBuild(t testing.TB, src, dst string, args ...string) {
 	t.Helper()
 	argv := append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", dst + "/"}, args...)
 	cmd := exec.CommandContext(t.Context(), "go", argv...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it removes its work directory then
+	cmd.WaitDelay = stopTimeout
 	cmd.Dir, cmd.Env = src, append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %v\n%s", cmd.Args, err, out)

@@ -22,13 +22,15 @@ const Namespace = "default"
 const containerdConfig = `version = 3
 root = %[1]q
 state = %[2]q
-disabled_plugins = ["io.containerd.nri.v1.nri"]
+disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt"]
 [grpc]
 address = %[3]q
 [ttrpc]
 address = %[4]q
 [debug]
 level = "debug"
+[plugins."io.containerd.shim.v1.manager"]
+socket_dir = %[6]q
 [proxy_plugins.overlaybd]
 type = "snapshot"
 address = %[5]q
@@ -42,7 +44,7 @@ func startContainerd(t testing.TB, dir, proxy string) (*Process, *containerd.Cli
 	runc := need.Command(t, "runc")
 	socket := filepath.Join(dir, "c.sock")
 	config := filepath.Join(dir, "containerd.toml")
-	text := fmt.Sprintf(containerdConfig, filepath.Join(dir, "root"), filepath.Join(dir, "state"), socket, socket+".ttrpc", proxy)
+	text := fmt.Sprintf(containerdConfig, filepath.Join(dir, "root"), filepath.Join(dir, "state"), socket, socket+".ttrpc", proxy, filepath.Join(dir, "shim"))
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -35,7 +36,8 @@ type Env struct {
 	Containerd  *Process
 	Client      *containerd.Client
 
-	t testing.TB
+	t    testing.TB
+	runs atomic.Int64 // of "ctr run"
 }
 
 // Options are the choices of an Env.
@@ -117,6 +119,9 @@ func (e *Env) TryCtr(ctx context.Context, args ...string) (string, error) {
 // StreamCtr runs the project's ctr and hands on what it writes to stdout, when
 // it does. When ctx ends, ctr is interrupted and given time to clean up.
 func (e *Env) StreamCtr(ctx context.Context, stdout io.Writer, args ...string) error {
+	if args[0] == "run" {
+		args = slices.Insert(slices.Clone(args), 1, e.private()...)
+	}
 	cmd := exec.CommandContext(ctx, filepath.Join(Bin(e.t), "ctr"), args...)
 	cmd.Env = append(os.Environ(), "CONTAINERD_ADDRESS="+filepath.Join(e.Dir, "c.sock"),
 		"CONTAINERD_NAMESPACE="+Namespace, "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1")
@@ -129,6 +134,13 @@ func (e *Env) StreamCtr(ctx context.Context, stdout io.Writer, args ...string) e
 		return fmt.Errorf("ctr %s: %w\n%s", strings.Join(args, " "), err, stderr.String())
 	}
 	return nil
+}
+
+// private returns flags of "ctr run" that keep inside Dir, and in a cgroup that
+// goes with its container, what otherwise lands in directories all share.
+func (e *Env) private() []string {
+	cgroup := fmt.Sprintf("/%s-%d", filepath.Base(e.Dir), e.runs.Add(1))
+	return []string{"--fifo-dir", filepath.Join(e.Dir, "fifo"), "--runc-root", filepath.Join(e.Dir, "runc"), "--cgroup", cgroup}
 }
 
 // Pull pulls the image onto containerd's own overlayfs snapshotter, or only

@@ -312,15 +312,28 @@ func TestCycles(t *testing.T) {
 	for range cycles {
 		cycle()
 	}
-	left := grown(before, residue(t, env))
-	for range 100 { // the last one is still being cleaned up
-		if len(left) == 0 {
-			return
-		}
-		time.Sleep(100 * time.Millisecond)
-		left = grown(before, residue(t, env))
+	for _, l := range settled(t, env, before) {
+		t.Errorf("%d containers left %s", cycles, l)
 	}
-	t.Errorf("%d containers left %v", cycles, left)
+}
+
+// settled returns what there is more of than before. containerd collects
+// snapshots, and the daemons end goroutines, shortly after a container is gone.
+func settled(t *testing.T, env *e2e.Env, before map[string]int) (left []string) {
+	t.Helper()
+	timeout := time.After(time.Minute)
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if left = grown(before, residue(t, env)); len(left) == 0 {
+			return nil
+		}
+		select {
+		case <-timeout:
+			return left
+		case <-tick.C:
+		}
+	}
 }
 
 // churn is by how many file descriptors and goroutines a daemon may differ

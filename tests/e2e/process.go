@@ -15,7 +15,7 @@ import (
 )
 
 // stopTimeout is how long a process may take to leave after SIGTERM.
-const stopTimeout = 20 * time.Second
+const stopTimeout = time.Minute
 
 // A Process is a daemon the environment started. Its output goes to a file
 // that is shown when the test fails.

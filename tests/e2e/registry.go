@@ -97,6 +97,9 @@ func (r *Registry) Shape(latency time.Duration, bytesPerSecond int) {
 func (r *Registry) proxy(transport http.RoundTripper) http.Handler {
 	return &httputil.ReverseProxy{
 		Transport: transport,
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) { // tell the client, not the terminal
+			http.Error(w, err.Error(), http.StatusBadGateway)
+		},
 		Rewrite: func(p *httputil.ProxyRequest) {
 			p.Out.URL.Scheme, p.Out.URL.Host = "http", "registry"
 			p.Out.Host = p.In.Host // the registry builds upload locations from it

@@ -18,7 +18,7 @@ import (
 // Root skips the test unless it runs as root.
 func Root(t testing.TB) {
 	t.Helper()
-	check(t, "root", os.Geteuid() == 0, "the test must run as root")
+	check(t, "root", os.Geteuid() == 0, "run this as root")
 }
 
 // FUSE skips the test unless the process may mount FUSE file systems.
@@ -52,7 +52,7 @@ func Command(t testing.TB, name string) string {
 		}
 		path, err = exec.LookPath(filepath.Join(dir, name))
 	}
-	check(t, name, err == nil, name+" is not installed")
+	check(t, name, err == nil, name+" is not installed; make setup installs it")
 	return path
 }
 

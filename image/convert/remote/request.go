@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -168,8 +169,10 @@ func (w *watch) err(err error) error {
 	var untrusted *tls.CertificateVerificationError
 	var plain tls.RecordHeaderError
 	var local *contentError
+	var name *net.DNSError
 	switch {
-	case errors.As(err, &untrusted) || errors.As(err, &plain) || errors.As(err, &local):
+	case errors.As(err, &untrusted) || errors.As(err, &plain) || errors.As(err, &local),
+		errors.As(err, &name) && name.IsNotFound:
 		return err // trying again would not help
 	}
 	return temporary("%v", err) // not wrapped: net/http's timeouts look like the caller's

@@ -213,7 +213,7 @@ func (a *applier) link(dir ext4.Ino, name string, attr ext4.Attr, h *tar.Header)
 	if err := a.tree.fs.SetAttr(a.ctx, target, attr); err != nil {
 		return err
 	}
-	return a.setXattrs(target, n.Mode, h)
+	return a.setXattrs(target, attr.Mode, h)
 }
 
 // attributes returns the attributes that h states.

@@ -24,7 +24,7 @@ var ErrUnsafe = errors.New("unsafe layer")
 // over a directory: whiteouts delete, a directory over a directory takes its
 // attributes, anything else replaces what is there. It does not sync fsys.
 func Apply(ctx context.Context, fsys *ext4.FS, layer io.Reader) error {
-	a := &applier{ctx: ctx, tree: tree{fs: fsys}, made: make(map[place]struct{}), buf: make([]byte, copySize)}
+	a := &applier{ctx: ctx, tree: tree{fs: fsys}, made: make(map[place]struct{}), opaque: make(map[ext4.Ino]struct{}), buf: make([]byte, copySize)}
 	r := tar.NewReader(layer)
 	for n := 0; ; n++ {
 		h, err := r.Next()
@@ -42,10 +42,11 @@ func Apply(ctx context.Context, fsys *ext4.FS, layer io.Reader) error {
 
 // An applier unpacks one layer.
 type applier struct {
-	ctx  context.Context // of the whole layer
-	tree tree
-	made map[place]struct{} // what entries of this layer have made: an opaque directory keeps it
-	buf  []byte
+	ctx    context.Context // of the whole layer
+	tree   tree
+	made   map[place]struct{}    // what entries of this layer have made: an opaque directory keeps it
+	opaque map[ext4.Ino]struct{} // directories that hold nothing but what this layer made
+	buf    []byte
 }
 
 // A place is a name in a directory; names are remembered by their hash.
@@ -76,7 +77,7 @@ func (a *applier) entry(h *tar.Header, content io.Reader) error {
 	}
 	switch {
 	case base == opaqueWhiteout:
-		return a.clear(parent, 0)
+		return a.hide(parent)
 	case strings.HasPrefix(base, whiteoutPrefix):
 		return a.whiteout(parent, base[len(whiteoutPrefix):])
 	}
@@ -93,6 +94,17 @@ func (a *applier) whiteout(dir ext4.Ino, name string) error {
 		return fmt.Errorf("%w: a whiteout of no name", ErrUnsafe)
 	}
 	return a.tree.removeAll(a.ctx, dir, name)
+}
+
+// hide deletes what the layers below have in dir. That is done once: parents
+// that no entry names are not remembered, so doing it again would take them for
+// the layers' below, and all in them.
+func (a *applier) hide(dir ext4.Ino) error {
+	if _, ok := a.opaque[dir]; ok {
+		return nil
+	}
+	a.opaque[dir] = struct{}{}
+	return a.clear(dir, 0)
 }
 
 // clear deletes what lies in dir and was not made by this layer.
@@ -201,7 +213,7 @@ func (a *applier) link(dir ext4.Ino, name string, attr ext4.Attr, h *tar.Header)
 	if err := a.tree.fs.SetAttr(a.ctx, target, attr); err != nil {
 		return err
 	}
-	return a.setXattrs(target, n.Mode, h)
+	return a.setXattrs(target, attr.Mode, h)
 }
 
 // attributes returns the attributes that h states.

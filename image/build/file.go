@@ -84,50 +84,55 @@ func isZero(p []byte) bool {
 // paxXattr is what PAX records of extended attributes begin with.
 const paxXattr = "SCHILY.xattr."
 
-// setXattrs adds the extended attributes of h to those of the file ino. As
-// containerd does, it leaves out those that the kernel would not store on such
-// a file, and trusted ones: no image shall speak to overlayfs.
+// capability is the attribute that makes a file privileged.
+const capability = "security.capability"
+
+// setXattrs adds the extended attributes of h to those of the file ino, of the
+// given mode. As containerd does, it leaves out those that the kernel would not
+// store on such a file, and trusted ones: no image shall speak to overlayfs.
 func (a *applier) setXattrs(ino ext4.Ino, mode uint32, h *tar.Header) error {
-	var add map[string][]byte
-	for record, value := range h.PAXRecords {
-		name, ok := strings.CutPrefix(record, paxXattr)
-		if !ok || !storable(name, mode) {
-			continue
-		}
-		if add == nil {
-			add = make(map[string][]byte)
-		}
-		add[name] = []byte(value)
-	}
-	if len(add) == 0 {
-		return nil
-	}
 	all, err := a.tree.fs.Xattrs(a.ctx, ino)
 	if err != nil {
 		return err
 	}
-	for name, value := range all {
-		if _, ok := add[name]; !ok {
-			add[name] = value
+	before := len(all)
+	if h.Typeflag == tar.TypeLink {
+		delete(all, capability) // as it goes when the kernel changes the owner
+	}
+	for record, value := range h.PAXRecords {
+		if name, ok := strings.CutPrefix(record, paxXattr); ok && storable(name, mode) {
+			all[name] = []byte(value)
 		}
 	}
-	if err := a.tree.fs.SetXattrs(a.ctx, ino, add); err != nil {
-		return fmt.Errorf("set %d extended attributes: %w", len(add), err)
+	if len(all) == 0 && before == 0 {
+		return nil
+	}
+	if acl, ok := all[aclAccess]; ok {
+		if all[aclAccess] = chmod(acl, mode); all[aclAccess] == nil {
+			delete(all, aclAccess)
+		}
+	}
+	if err := a.tree.fs.SetXattrs(a.ctx, ino, all); err != nil {
+		return fmt.Errorf("set %d extended attributes: %w", len(all), err)
 	}
 	return nil
 }
 
 // storable reports whether a file of the mode can have the extended attribute.
 func storable(name string, mode uint32) bool {
+	kind := mode & syscall.S_IFMT
+	switch name {
+	case aclAccess:
+		return kind != syscall.S_IFLNK
+	case aclDefault:
+		return kind == syscall.S_IFDIR
+	}
 	namespace, rest, _ := strings.Cut(name, ".")
 	switch namespace {
 	case "user":
-		kind := mode & syscall.S_IFMT
 		return rest != "" && (kind == syscall.S_IFREG || kind == syscall.S_IFDIR)
 	case "security":
 		return rest != ""
-	case "system":
-		return rest == "posix_acl_access" || rest == "posix_acl_default"
 	}
 	return false
 }

@@ -72,7 +72,19 @@ func (t *tree) walk(ctx context.Context, dir string, create bool) (ext4.Ino, err
 			return 0, err
 		}
 	}
-	return w.dir(), nil
+	return w.make()
+}
+
+// make makes what is missing. That is left to the end: a path may lead back
+// out of a missing directory, which it then is no reason to make.
+func (w *walker) make() (dir ext4.Ino, err error) {
+	dir = w.at[len(w.at)-1]
+	for _, name := range w.beyond {
+		if dir, err = w.fs.Create(w.ctx, dir, name, ext4.Attr{Mode: syscall.S_IFDIR | 0o755}); err != nil {
+			return 0, err
+		}
+	}
+	return dir, nil
 }
 
 // A walker is on its way to a directory.
@@ -81,11 +93,10 @@ type walker struct {
 	ctx    context.Context // of the walk
 	create bool
 	at     []ext4.Ino // the directories from the root to where it is
+	beyond []string   // the names from there on, of directories that are missing
 	todo   []string   // names still to go, the next one last
 	links  int        // followed so far
 }
-
-func (w *walker) dir() ext4.Ino { return w.at[len(w.at)-1] }
 
 // push makes name what is to be followed next.
 func (w *walker) push(name string) {
@@ -99,17 +110,34 @@ func (w *walker) step(name string) error {
 	case "", ".":
 		return nil
 	case "..":
-		w.at = w.at[:max(len(w.at)-1, 1)]
+		w.back()
 		return nil
 	}
-	ino, err := w.fs.Lookup(w.ctx, w.dir(), name)
-	if errors.Is(err, fs.ErrNotExist) && w.create {
-		ino, err = w.fs.Create(w.ctx, w.dir(), name, ext4.Attr{Mode: syscall.S_IFDIR | 0o755})
+	if depth := len(w.at) + len(w.beyond); depth > maxDepth {
+		return fmt.Errorf("%w: directories deeper than %d", ErrUnsafe, maxDepth)
 	}
-	if err != nil {
+	if len(w.beyond) > 0 {
+		w.beyond = append(w.beyond, name)
+		return nil
+	}
+	ino, err := w.fs.Lookup(w.ctx, w.at[len(w.at)-1], name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && w.create:
+		w.beyond = append(w.beyond, name)
+		return nil
+	case err != nil:
 		return err
 	}
 	return w.enter(ino)
+}
+
+// back goes to the directory above, which of the root is the root.
+func (w *walker) back() {
+	if n := len(w.beyond); n > 0 {
+		w.beyond = w.beyond[:n-1]
+		return
+	}
+	w.at = w.at[:max(len(w.at)-1, 1)]
 }
 
 // enter goes to the directory ino, or where the symbolic link ino says.
@@ -120,9 +148,7 @@ func (w *walker) enter(ino ext4.Ino) error {
 	}
 	switch n.Mode & syscall.S_IFMT {
 	case syscall.S_IFDIR:
-		if w.at = append(w.at, ino); len(w.at) > maxDepth {
-			return fmt.Errorf("%w: directories deeper than %d", ErrUnsafe, maxDepth)
-		}
+		w.at = append(w.at, ino)
 		return nil
 	case syscall.S_IFLNK:
 		return w.follow(ino)

@@ -136,11 +136,7 @@ func TestSQLiteWaits(t *testing.T) {
 	check(t, <-put)
 }
 
-<<<<<<< HEAD
 // TestSQLiteKilled: after kill -9 at any time while rows are inserted,
-=======
-// TestSQLiteKilled: after kill -9 between any two instructions of an insert,
->>>>>>> conv
 // what was acknowledged is there, and nothing is half there.
 func TestSQLiteKilled(t *testing.T) {
 	dsn := sqliteSite.create(t)

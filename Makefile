@@ -6,7 +6,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 LDFLAGS := -s -w -X main.version=$(VERSION)
 export CGO_ENABLED ?= 0
 
-.PHONY: all build setup test fuzz bench lint fmt proto clean help
+.PHONY: all build setup test test-vm fuzz bench lint fmt proto clean help
 
 all: build
 
@@ -17,7 +17,10 @@ setup: ## install what tests and demo need, from Debian's packages
 	./tests/setup.sh
 
 test: setup ## run every test with the race detector; needs root
-	CGO_ENABLED=1 REQUIRE=root,fuse,loop,golden $(GO) test -race -timeout 30m ./...
+	CGO_ENABLED=1 REQUIRE=root,fuse,loop,golden,qemu $(GO) test -race -timeout 30m ./...
+
+test-vm: ## run the tests for kernels that this machine lacks, in QEMU
+	REQUIRE=qemu $(GO) test -count=1 -v ./tests/vm
 
 fuzz: ## run every fuzz target for FUZZTIME (30s)
 	./tests/fuzz.sh

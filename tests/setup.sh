@@ -15,6 +15,8 @@ mkfs.xfs:xfsprogs
 mkfs.erofs:erofs-utils
 setfattr:attr
 setcap:libcap2-bin
+qemu-system-x86_64:qemu-system-x86
+xz:xz-utils
 gcc:gcc
 '
 

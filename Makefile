@@ -20,7 +20,7 @@ test: setup ## run every test with the race detector; needs root
 	CGO_ENABLED=1 REQUIRE=root,fuse,loop,golden,qemu $(GO) test -race -timeout 30m ./...
 
 test-vm: ## run the tests for kernels that this machine lacks, in QEMU
-	REQUIRE=qemu $(GO) test -count=1 -v ./tests/vm
+	REQUIRE=qemu $(GO) test -count=1 -v -timeout 30m ./tests/vm
 
 fuzz: ## run every fuzz target for FUZZTIME (30s)
 	./tests/fuzz.sh

@@ -57,6 +57,7 @@ var confined = map[string][]string{
 	"github.com/pierrec/lz4/":             {"image/zfile"},
 	"github.com/BurntSushi/toml":          {"conf"},
 	"github.com/lmittmann/tint":           {"daemon"},
+	"github.com/mdlayher/":                {"backend/tcmu/*"},
 	"github.com/containerd/containerd/v2": {"fetcher/*", "daemon/snapshotter", "cmd/*", "image/convert", "tests/*"},
 	"google.golang.org/grpc":              {"daemon/blockapi", "daemon/blockapi/*", "daemon/snapshotter", "cmd/*", "tests/*"},
 }

@@ -7,6 +7,7 @@
 package need
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -54,6 +55,13 @@ func Command(t testing.TB, name string) string {
 	}
 	check(t, name, err == nil, name+" is not installed")
 	return path
+}
+
+// Capability skips the test if err, which says what the capability name lacks,
+// is not nil.
+func Capability(t testing.TB, name string, err error) {
+	t.Helper()
+	check(t, name, err == nil, fmt.Sprint(err))
 }
 
 // check skips t when the capability name is absent, or fails it when REQUIRE

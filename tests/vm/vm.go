@@ -19,8 +19,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/overlaybd-go/overlaybd/tests/vm/job"
 )
@@ -60,6 +62,10 @@ func (g *Guest) Run(ctx context.Context, dir string, out io.Writer) (code int, e
 		"-serial", "file:"+console, "-serial", "stdio",
 		"-kernel", vmlinuz, "-initrd", initrd,
 		"-append", "console=ttyS0 panic=-1 loglevel=5 tsc=reliable no_timer_check mitigations=off nokaslr random.trust_cpu=on")
+	// The guest goes when we do, however we do; the kernel means the thread.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	stdout, err := cmd.StdoutPipe()

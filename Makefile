@@ -6,7 +6,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 LDFLAGS := -s -w -X main.version=$(VERSION)
 export CGO_ENABLED ?= 0
 
-.PHONY: all build setup demo test fuzz bench lint fmt proto clean help
+.PHONY: all build setup demo test test-vm fuzz bench lint fmt proto clean help
 
 all: build
 
@@ -21,6 +21,9 @@ demo: setup build ## run Python from an image that is not here yet; needs root
 
 test: setup ## run every test with the race detector; needs root
 	CGO_ENABLED=1 REQUIRE=root,fuse,loop,golden,mariadb $(GO) test -race -timeout 30m ./...
+
+test-vm: ## run the tests for kernels that this machine lacks, in QEMU
+	REQUIRE=qemu $(GO) test -count=1 -v -timeout 30m ./tests/vm
 
 fuzz: ## run every fuzz target for FUZZTIME (30s)
 	./tests/fuzz.sh

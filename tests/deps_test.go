@@ -69,6 +69,7 @@ var confined = map[string][]string{
 	"github.com/go-sql-driver/mysql":      {"image/convert/dedup"},
 	"modernc.org/sqlite":                  {"image/convert/dedup"},
 	"github.com/containerd/containerd/v2": {"fetcher/*", "daemon/snapshotter", "cmd/*", "image/convert", "image/convert/archive", "image/convert/remote", "tests/*"},
+	"github.com/mdlayher/":                {"backend/tcmu/*"},
 	"google.golang.org/grpc":              {"daemon/blockapi", "daemon/blockapi/*", "daemon/snapshotter", "cmd/*", "tests/*"},
 }
 

@@ -15,54 +15,13 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"github.com/overlaybd-go/overlaybd/tests/need"
 )
 
 // containerdTags leave out the parts of containerd that no test uses; they
 // are half of its build time.
 const containerdTags = "no_cri,no_btrfs,no_devmapper,no_zfs,no_aufs,no_tracing"
-
-// cacheDir returns the directory name in the user's cache, where what took
-// long to make is kept for the next run.
-func cacheDir(t testing.TB, name string) string {
-	t.Helper()
-	base, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := filepath.Join(base, "overlaybd-test", name)
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
-
-// cached returns the cache directory name, made by fill unless an earlier run
-// did. Test binaries that run at the same time wait for each other.
-func cached(t testing.TB, name string, fill func(dir string)) string {
-	t.Helper()
-	dir := cacheDir(t, name)
-	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lock.Close()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(dir); err == nil {
-		return dir
-	}
-	tmp, err := os.MkdirTemp(filepath.Dir(dir), filepath.Base(dir)+".tmp-") //nolint:usetesting // renamed into the cache, so on its file system
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(tmp) //nolint:errcheck // gone already once renamed
-	fill(tmp)
-	if err := errors.Join(os.Chmod(tmp, 0o755), os.Rename(tmp, dir)); err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
 
 // containerdDir returns a directory that holds containerd and its runc shim:
 // the installed ones if they are of version 2, else the ones that the tools
@@ -75,7 +34,7 @@ func containerdDir(t testing.TB) string {
 	tools := filepath.Join(moduleRoot(t), "tests", "e2e", "tools")
 	const module = "github.com/containerd/containerd/v2"
 	version := strings.TrimSpace(run(t, tools, "go", "list", "-m", "-f", "{{.Version}}", module))
-	return cached(t, "containerd-"+version, func(dir string) {
+	return need.Cached(t, "containerd-"+version, func(dir string) {
 		t.Logf("building containerd %s: minutes, but only once", version)
 		goBuild(t, tools, dir, "-tags", containerdTags, module+"/cmd/containerd", module+"/cmd/containerd-shim-runc-v2")
 	})

@@ -42,7 +42,7 @@ func SyntheticFor(t testing.TB, p ocispec.Platform) Image {
 // the first run, below the same odd layers.
 func Debian(t testing.TB) Image {
 	t.Helper()
-	layout := cached(t, "debian-"+Platform.Architecture+"-"+samplesVersion, func(layout string) {
+	layout := need.Cached(t, "debian-"+Platform.Architecture+"-"+samplesVersion, func(layout string) {
 		t.Log("installing Debian: minutes, but only once")
 		root := filepath.Join(tempDir(t), "root")
 		t.Cleanup(func() { _ = unmountBelow(root) }) // what debootstrap mounts, should it be interrupted

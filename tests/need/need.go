@@ -7,6 +7,7 @@
 package need
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -56,6 +57,13 @@ func Command(t testing.TB, name string) string {
 	return path
 }
 
+// Capability skips the test if err, which says what the capability name lacks,
+// is not nil.
+func Capability(t testing.TB, name string, err error) {
+	t.Helper()
+	check(t, name, err == nil, fmt.Sprint(err))
+}
+
 // check skips t when the capability name is absent, or fails it when REQUIRE
 // lists the name. "root" and every command are required by REQUIRE=all too.
 func check(t testing.TB, name string, ok bool, why string) {
@@ -63,9 +71,14 @@ func check(t testing.TB, name string, ok bool, why string) {
 	if ok {
 		return
 	}
-	required := strings.Split(os.Getenv("REQUIRE"), ",")
-	if slices.Contains(required, name) || slices.Contains(required, "all") {
+	if required(name) {
 		t.Fatalf("%s is required: %s", name, why)
 	}
 	t.Skipf("needs %s: %s", name, why)
+}
+
+// required reports whether REQUIRE lists the capability name.
+func required(name string) bool {
+	list := strings.Split(os.Getenv("REQUIRE"), ",")
+	return slices.Contains(list, name) || slices.Contains(list, "all")
 }

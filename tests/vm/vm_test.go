@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vm
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/overlaybd-go/overlaybd/tests/need"
+	"github.com/overlaybd-go/overlaybd/tests/vm/job"
+)
+
+// timeLimit is what a guest gets before it is killed. It takes seconds to
+// boot and well under a minute for its tests where the host has nothing else
+// to do.
+const timeLimit = 8 * time.Minute
+
+// The packages of Debian stable's own kernel, and of the newest one made for
+// it.
+const (
+	linux61  = "linux-image-cloud-amd64"
+	linux612 = "linux-image-6.12-cloud-amd64"
+)
+
+// TestCopyOutput takes what a guest may send, whole or cut short.
+func TestCopyOutput(t *testing.T) {
+	for _, c := range []struct {
+		in, out string
+		code    int
+		found   bool
+	}{
+		{"", "", 0, false},
+		{"hello\n", "hello\n", 0, false},
+		{"hello\nguest-exit: 0\n", "hello\n", 0, true},
+		{"hello\nguest-exit: 17\nmore", "hello\n", 17, true},
+		{"says guest-exit: 1\ncut", "says guest-exit: 1\ncut", 0, false},
+		{"guest-exit: x\n", "", 0, false},
+	} {
+		var out strings.Builder
+		code, found, err := copyOutput(&out, strings.NewReader(c.in))
+		if out.String() != c.out || code != c.code || found != c.found {
+			t.Errorf("%q: %q, %d, %v, %v, want %q, %d, %v", c.in, out.String(), code, found, err, c.out, c.code, c.found)
+		}
+	}
+}
+
+// TestExitCode asks that the code of the first command that fails comes out,
+// with what the commands print.
+func TestExitCode(t *testing.T) {
+	var out bytes.Buffer
+	code := run(t, &out, &Guest{
+		Kernel:   need.Kernel(t, linux61),
+		Programs: []string{"/bin/sh"},
+		Commands: []job.Command{
+			{Args: []string{"/bin/sh", "-c", "echo $WHAT"}, Env: []string{"WHAT=hello"}},
+			{Args: []string{"/bin/sh", "-c", "exit 3"}},
+			{Args: []string{"/bin/sh", "-c", "echo after; exit 4"}},
+		},
+	})
+	if code != 3 {
+		t.Errorf("exit code %d, want 3", code)
+	}
+	if want := "hello\nafter\n"; out.String() != want {
+		t.Errorf("output %q, want %q", out.String(), want)
+	}
+}
+
+// The guests run the tests of packages that need what the kernel of the host
+// may lack.
+var guests = []struct {
+	kernel   string
+	packages []string
+	modules  []string
+}{
+	{linux61, []string{"backend/tcmu"}, []string{"configfs", "target_core_user", "tcm_loop", "sd_mod"}},
+	{linux612, []string{"backend/tcmu"}, []string{"configfs", "target_core_user", "tcm_loop", "sd_mod"}},
+}
+
+// TestGuests runs the tests that their host cannot.
+func TestGuests(t *testing.T) {
+	for _, g := range guests {
+		t.Run(g.kernel, func(t *testing.T) {
+			guest := &Guest{Kernel: need.Kernel(t, g.kernel), Modules: g.modules, Files: make(map[string]string)}
+			for _, name := range []string{"mkfs.ext4", "e2fsck", "blkdiscard", "sh", "mkdir", "ln", "rm", "rmdir"} {
+				guest.Programs = append(guest.Programs, need.Command(t, name))
+			}
+			for _, pkg := range g.packages {
+				name := "/tests/" + filepath.Base(pkg)
+				guest.Files[name] = goBuild(t, t.TempDir(), "test", pkg)
+				guest.Commands = append(guest.Commands, job.Command{
+					Args: append([]string{name, "-test.v", "-test.timeout=7m"}, guestFlags()...),
+					Env:  []string{"REQUIRE=all," + filepath.Base(pkg)},
+				})
+			}
+			if code := run(t, t.Output(), guest); code != 0 {
+				t.Errorf("the tests in the guest ended with %d", code)
+			}
+		})
+	}
+}
+
+// guestFlags returns what VMFLAGS adds to the flags of the tests in guests:
+// VMFLAGS="-test.run=Kill".
+func guestFlags() []string { return strings.Fields(os.Getenv("VMFLAGS")) }
+
+func run(t *testing.T, out io.Writer, g *Guest) (code int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), timeLimit)
+	defer cancel()
+	dir := t.TempDir()
+	g.Init = goBuild(t, dir, "build", "tests/vm/init")
+	code, err := g.Run(ctx, dir, out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return code
+}
+
+// goBuild makes a static program of a package of the project: by "build" the
+// command, by "test" its tests.
+func goBuild(t *testing.T, dir, what, pkg string) string {
+	t.Helper()
+	name := filepath.Join(dir, what+"-"+filepath.Base(pkg))
+	args := map[string][]string{"build": {"build"}, "test": {"test", "-c"}}[what]
+	cmd := exec.CommandContext(t.Context(), "go", append(args, "-ldflags", "-s -w", "-o", name, "./"+pkg)...)
+	cmd.Dir, cmd.Env = "../..", append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", cmd.Args, err, out)
+	}
+	return name
+}

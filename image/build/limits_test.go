@@ -3,10 +3,16 @@
 package build_test
 
 import (
+	"archive/tar"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -56,4 +62,51 @@ func TestCancelledInHole(t *testing.T) {
 	if err := build.Apply(ctx, fsys, r); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v, %d questions left", err, ctx.left.Load())
 	}
+}
+
+// TestLongPathsAreForgotten: paths can be close to 1 MiB long, and what is
+// remembered of them must not add up.
+func TestLongPathsAreForgotten(t *testing.T) {
+	const names, entries, limit = 800, 400, 32 << 20
+	deep := strings.Repeat(strings.Repeat("x", 250)+"/", names)
+	vol := backendtest.NewMemVolume(64 << 20)
+	if err := ext4.Format(t.Context(), vol, ext4.FormatOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	fsys, err := ext4.Open(t.Context(), vol)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := heap()
+	var after uint64
+	r, w := io.Pipe()
+	var writing sync.WaitGroup
+	writing.Go(func() {
+		tw := tar.NewWriter(w)
+		for i := range entries {
+			if err := tw.WriteHeader(&tar.Header{Name: fmt.Sprintf("%s%d/x", deep, i), Mode: 0o644}); err != nil {
+				w.CloseWithError(err)
+				return
+			}
+		}
+		after = heap() // the last entry but one is applied
+		w.CloseWithError(tw.Close())
+	})
+	err = build.Apply(t.Context(), fsys, r)
+	r.Close() // lets the writer go if Apply has failed
+	writing.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after > before+limit {
+		t.Errorf("%d MiB in use, %d before", after>>20, before>>20)
+	}
+}
+
+// heap returns how many bytes are in use.
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
 }

@@ -36,6 +36,9 @@ func (a *applier) write(ino ext4.Ino, content io.Reader, size int64) (err error)
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
 	for {
+		if err := a.ctx.Err(); err != nil {
+			return err // nothing else asks while a hole goes by
+		}
 		n, err := fill(content, a.buf)
 		if werr := writeSparse(w, a.buf[:n]); werr != nil {
 			return werr

@@ -21,6 +21,7 @@ const (
 	maxSymlinks = 255  // followed for one path, as containerd does
 	maxDepth    = 4096 // of directories, deeper than any path is long
 	maxKnown    = 4096 // directories remembered
+	maxPath     = 4096 // bytes of a path that is remembered; PATH_MAX of Linux
 )
 
 // A tree finds, makes and deletes files of a file system by their paths.
@@ -41,10 +42,13 @@ func (t *tree) mkdirAll(ctx context.Context, dir string) (ext4.Ino, error) {
 	if err != nil {
 		return 0, fmt.Errorf("directory %.200q: %w", dir, err)
 	}
+	if len(dir) > maxPath {
+		return ino, nil
+	}
 	if len(t.known) >= maxKnown || t.known == nil {
 		t.known = make(map[string]ext4.Ino)
 	}
-	t.known[dir] = ino
+	t.known[strings.Clone(dir)] = ino // the header's other strings are let go
 	return ino, nil
 }
 

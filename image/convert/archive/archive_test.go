@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/overlaybd-go/overlaybd/image/convert/archive"
 	"github.com/overlaybd-go/overlaybd/image/convert/store"
@@ -209,9 +210,18 @@ func FuzzDocker(f *testing.F) {
 	f.Add(saved(f), "app:v1")
 	f.Add(write(f, item{name: "manifest.json", text: `[{"Config":"l"}]`}, item{name: "l", typeflag: tar.TypeSymlink, target: "l"}), "")
 	f.Add(write(f, item{name: "manifest.json", text: `[]`}), "")
-	name := filepath.Join(f.TempDir(), "x")
+	fd, err := unix.MemfdCreate("archive", unix.MFD_CLOEXEC) // a disk would make it wait
+	if err != nil {
+		f.Fatal(err)
+	}
+	memory := os.NewFile(uintptr(fd), "archive")
+	f.Cleanup(func() { _ = memory.Close() })
+	name := fmt.Sprintf("/proc/self/fd/%d", fd)
 	f.Fuzz(func(t *testing.T, text []byte, ref string) {
-		if err := os.WriteFile(name, text, 0o600); err != nil {
+		if err := memory.Truncate(0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := memory.WriteAt(text, 0); err != nil {
 			t.Fatal(err)
 		}
 		r, err := archive.OpenDocker(name, ref)

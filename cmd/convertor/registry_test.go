@@ -227,11 +227,9 @@ func TestBrokenTransfers(t *testing.T) {
 	host := front(t, back, func(w http.ResponseWriter, r *http.Request) bool {
 		switch {
 		case r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/sha256") && once(r.URL.Path):
-			proxy := httputil.NewSingleHostReverseProxy(r.URL)
-			proxy.Rewrite = func(p *httputil.ProxyRequest) {
+			proxy := httputil.ReverseProxy{Rewrite: func(p *httputil.ProxyRequest) {
 				p.Out.URL.Scheme, p.Out.URL.Host = "http", back.Host
-			}
-			proxy.Director = nil
+			}}
 			proxy.ServeHTTP(&cutter{w, 100}, r)
 			return true
 		case r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/uploads/") && once("put"):

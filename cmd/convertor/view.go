@@ -111,9 +111,12 @@ func title(l convert.Layer) string {
 func (v *view) draw(l *shown, e pipeline.Event) {
 	if l.bar == nil {
 		label := func(decor.Statistics) string { return stages[pipeline.Stage(l.stage.Load())] }
-		l.bar = v.bars.AddBar(0,
+		l.bar = v.bars.AddBar(0, mpb.BarPriority(e.Layer.Index),
 			mpb.PrependDecorators(decor.Name(title(e.Layer)+" ", decor.WCSyncSpaceR), decor.Any(label, decor.WCSyncSpaceR)),
 			mpb.AppendDecorators(decor.CountersKibiByte("% .1f / % .1f")))
+	}
+	if e.Stage == pipeline.Packing {
+		return // nobody knows how far that is
 	}
 	l.bar.SetTotal(e.Total, false)
 	l.bar.SetCurrent(e.Done)

@@ -42,6 +42,59 @@ func TestSet(t *testing.T) {
 	}
 }
 
+func TestPut(t *testing.T) {
+	for text, want := range map[string]string{
+		`{}`:              `{"a":"x"}`,
+		" { } ":           ` {"a":"x" } `,
+		`{ "b" : 1.50 }`:  `{"a":"x", "b" : 1.50 }`,
+		`{"b":1,"A": 2 }`: `{"b":1,"A": "x" }`,
+		`{"b":{"a":1}}`:   `{"a":"x","b":{"a":1}}`,
+		`[]`:              "", // an error, as are these
+		`{"a":1,"a":2}`:   "",
+		`{"b":`:           "",
+		``:                "",
+	} {
+		got, err := put([]byte(text), "x", "a")
+		if string(got) != want || (err != nil) != (want == "") {
+			t.Errorf("put into %q: %q, %v; want %q", text, got, err, want)
+		}
+	}
+}
+
+func TestFlattenHistory(t *testing.T) {
+	for text, want := range map[string]string{
+		`{"x":1}`: `{"x":1}`,
+		`{"history":[{"created_by":"a"},{"created_by":"b","empty_layer":true},{"created_by":"c"},{"created_by":"d","empty_layer":true}]}`: `{"history":[{"empty_layer":true,"created_by":"a"},{"created_by":"b","empty_layer":true},{"created_by":"c"},{"created_by":"d","empty_layer":true}]}`,
+		`{"history":[]}`:        `{"history":[]}`,
+		`{"history":null}`:      `{"history":null}`,
+		`{"history":7}`:         "", // an error
+		`{"history":[null,{}]}`: "",
+	} {
+		e := editor{text: []byte(text)}
+		e.flattenHistory()
+		if (e.err != nil) != (want == "") || e.err == nil && string(e.text) != want {
+			t.Errorf("%s: %s, %v; want %s", text, e.text, e.err, want)
+		}
+	}
+}
+
+// FuzzPut: an object stays one and has the new value, whatever it was.
+func FuzzPut(f *testing.F) {
+	for _, text := range []string{`{"a":1}`, ` { } `, `{"b":[{}]}`, `{`, `{"a":1,"A":2}`} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		edited, err := put(text, "new", "a")
+		if err != nil || !json.Valid(text) {
+			return
+		}
+		start, end, err := member(edited, "a")
+		if err != nil || string(edited[start:end]) != `"new"` || !json.Valid(edited) {
+			t.Errorf("%q became %q, %v", text, edited, err)
+		}
+	})
+}
+
 // FuzzSet: an edit that succeeds leaves valid JSON whose member has the new
 // value, and editing it back to what it was restores every byte.
 func FuzzSet(f *testing.F) {

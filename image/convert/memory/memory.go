@@ -81,7 +81,12 @@ func (m *Memory) Find(ctx context.Context, l convert.Layer) (ocispec.Descriptor,
 		return ocispec.Descriptor{}, nil, ctx.Err()
 	}
 	if err == nil && own != nil {
-		if desc := blobOf(own); m.has(ctx, desc) {
+		desc := blobOf(own)
+		switch ok, err := m.repo.Has(ctx, desc); {
+		case err != nil: // which says nothing about the row
+			m.warn(ctx, err)
+			return ocispec.Descriptor{}, nil, ctx.Err()
+		case ok:
 			return m.open(ctx, desc)
 		}
 	}
@@ -108,12 +113,6 @@ func (m *Memory) open(ctx context.Context, desc ocispec.Descriptor) (ocispec.Des
 		return ocispec.Descriptor{}, nil, ctx.Err()
 	}
 	return ocispec.Descriptor{Digest: desc.Digest, Size: desc.Size}, b, nil
-}
-
-func (m *Memory) has(ctx context.Context, desc ocispec.Descriptor) bool {
-	ok, err := m.repo.Has(ctx, desc)
-	m.warn(ctx, err)
-	return ok && err == nil
 }
 
 func (m *Memory) mount(ctx context.Context, desc ocispec.Descriptor, from string) bool {
@@ -166,36 +165,37 @@ func (m *Memory) Recall(ctx context.Context, source ocispec.Descriptor) (ocispec
 	if own != nil {
 		desc := source
 		desc.MediaType, desc.Digest, desc.Size = key.MediaType, own.Digest, own.Size
-		if ok := m.complete(ctx, desc); ok {
+		switch ok, err := m.complete(ctx, desc); {
+		case err != nil:
+			m.warn(ctx, err)
+			return source, false, ctx.Err()
+		case ok:
 			return desc, true, nil
 		}
 	}
-	if ctx.Err() == nil {
-		m.warn(ctx, m.db.DeleteManifest(ctx, key))
-	}
+	m.warn(ctx, m.db.DeleteManifest(ctx, key))
 	return source, false, ctx.Err()
 }
 
 // complete reports whether the repository has a manifest and its blobs.
-func (m *Memory) complete(ctx context.Context, desc ocispec.Descriptor) bool {
-	if !m.has(ctx, desc) {
-		return false
+func (m *Memory) complete(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
+	if ok, err := m.repo.Has(ctx, desc); !ok || err != nil {
+		return false, err
 	}
 	text, err := m.opts.Document(ctx, desc)
 	if err != nil {
-		m.warn(ctx, err)
-		return false
+		return false, err
 	}
 	var manifest ocispec.Manifest
-	if err := json.Unmarshal(text, &manifest); err != nil {
-		return false
+	if json.Unmarshal(text, &manifest) != nil {
+		return false, nil //nolint:nilerr // it is there, but not what was noted
 	}
 	for _, d := range append(manifest.Layers, manifest.Config) {
-		if !m.has(ctx, d) {
-			return false
+		if ok, err := m.repo.Has(ctx, d); !ok || err != nil {
+			return false, err
 		}
 	}
-	return true
+	return true, nil
 }
 
 // Remember notes what a manifest has become.

@@ -66,7 +66,9 @@ func (d *download) run(src Source, desc ocispec.Descriptor, progress func(int64)
 		if done += n; done > desc.Size {
 			return fmt.Errorf("download: it is larger than the %d bytes that the manifest says", desc.Size)
 		}
-		progress(done)
+		if n > 0 {
+			progress(done)
+		}
 		if err == io.EOF { //nolint:errorlint // wrapped, it would be a broken stream
 			break
 		}

@@ -4,6 +4,9 @@ package cache
 
 import "testing"
 
+// ErrNoRoom is why a Prefetch may fail in a cache that is too small.
+var ErrNoRoom = errNoRoom
+
 // Quiesce waits until no fetch is in flight and all blocks are written.
 func (c *Cache) Quiesce() {
 	for {

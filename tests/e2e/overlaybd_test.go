@@ -39,9 +39,6 @@ func gate(t *testing.T) {
 	need.Loop(t)
 	need.Command(t, "docker-registry")
 	need.Command(t, "runc")
-	if _, err := os.Stat(filepath.Join(e2e.Bin(t), "overlaybd-snapshotter")); err != nil {
-		t.Skip("there is no overlaybd-snapshotter yet")
-	}
 }
 
 // start starts a node with the project's daemons.

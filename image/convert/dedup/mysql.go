@@ -12,8 +12,8 @@ import (
 	"github.com/go-sql-driver/mysql"
 )
 
-// The reference's own statements (docs/USERSPACE_CONVERTOR.md), its comments
-// left out. With four bytes per character the keys would exceed what InnoDB
+// The tables that both convertors use: the reference's columns, keys and names
+// of indexes. With four bytes per character the keys would exceed what InnoDB
 // takes.
 const (
 	mysqlLayers = `CREATE TABLE IF NOT EXISTS overlaybd_layers (

@@ -24,6 +24,7 @@ import (
 
 	"github.com/overlaybd-go/overlaybd/image/build"
 	"github.com/overlaybd-go/overlaybd/image/convert"
+	"github.com/overlaybd-go/overlaybd/image/lsmt"
 )
 
 // benchSize is how much the files of the layer of the benchmarks hold, in
@@ -37,7 +38,7 @@ func BenchmarkApply(b *testing.B) {
 	compare(b,
 		func() error { return readTar(name) },
 		func() error {
-			return applied(b, name, id, func(*build.Sealed) error { return nil })
+			return applied(b, name, build.Layer{DiffID: id}, io.Discard)
 		})
 }
 
@@ -48,14 +49,13 @@ func BenchmarkConvert(b *testing.B) {
 	compare(b,
 		func() error { return recompress(name) },
 		func() error {
-			return applied(b, name, id, func(s *build.Sealed) error {
-				blob, err := s.Open()
-				if err != nil {
-					return err
-				}
-				_, err = convert.WriteBlob(b.Context(), io.Discard, blob, convert.BlobOptions{ChainID: id, TempDir: b.TempDir()})
-				return errors.Join(err, blob.Close())
-			})
+			blob, err := convert.NewBlob(func(w io.Writer, names lsmt.CommitOptions) error {
+				return applied(b, name, build.Layer{DiffID: id, Names: names}, w)
+			}, convert.BlobOptions{ChainID: id, TempDir: b.TempDir()})
+			if err != nil {
+				return err
+			}
+			return blob.Close()
 		})
 }
 
@@ -130,20 +130,13 @@ func peakRSS(b *testing.B) (n int64) {
 	return n << 10
 }
 
-// applied makes a layer of the tar.gz and calls f with it.
-func applied(b *testing.B, name string, id digest.Digest, f func(*build.Sealed) error) (err error) {
-	c, err := build.New(build.Options{Dir: b.TempDir()})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, c.Close()) }()
+// applied makes a layer of the tar.gz and writes it to w.
+func applied(b *testing.B, name string, l build.Layer, w io.Writer) error {
+	c := build.New(build.Options{Dir: b.TempDir()})
+	defer c.Close()
 	r := fileLayer(name)(b)
 	defer r.Close()
-	s, err := c.Apply(b.Context(), r, id)
-	if err != nil {
-		return err
-	}
-	return f(s)
+	return c.Build(b.Context(), w, r, l)
 }
 
 // readTar reads a tar.gz to its end.

@@ -21,7 +21,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/overlaybd-go/overlaybd/backend"
-	"github.com/overlaybd-go/overlaybd/fetcher"
+	filefetch "github.com/overlaybd-go/overlaybd/fetcher/file"
 	"github.com/overlaybd-go/overlaybd/image/build"
 	"github.com/overlaybd-go/overlaybd/image/lsmt"
 	"github.com/overlaybd-go/overlaybd/tests/e2e"
@@ -126,10 +126,7 @@ func diffID(t testing.TB, l layer) digest.Digest {
 func newChain(t testing.TB, size int64) *build.Chain {
 	t.Helper()
 	dir := t.TempDir()
-	c, err := build.New(build.Options{Dir: dir, VirtualSize: size})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := build.New(build.Options{Dir: dir, VirtualSize: size})
 	t.Cleanup(func() {
 		if err := c.Close(); err != nil {
 			t.Error(err)
@@ -141,26 +138,51 @@ func newChain(t testing.TB, size int64) *build.Chain {
 	return c
 }
 
-// apply puts the layers on the chain.
-func apply(t testing.TB, c *build.Chain, layers ...layer) (all []*build.Sealed) {
+// apply puts the layers on the chain and returns their files.
+func apply(t testing.TB, c *build.Chain, layers ...layer) (files []string) {
 	t.Helper()
+	dir := t.TempDir()
 	for i, l := range layers {
-		r := l(t)
-		s, err := c.Apply(t.Context(), r, diffID(t, l))
-		if err = errors.Join(err, r.Close()); err != nil {
+		name := filepath.Join(dir, fmt.Sprintf("%d.lsmt", i))
+		if err := push(t, c, l, name); err != nil {
 			t.Fatalf("layer %d: %v", i, err)
 		}
-		all = append(all, s)
+		files = append(files, name)
 	}
-	return all
+	return files
 }
 
-// stack opens the sealed layers as one disk.
-func stack(t testing.TB, sealed []*build.Sealed) *lsmt.Stack {
+// push builds the file name of a layer and puts it on the chain.
+func push(t testing.TB, c *build.Chain, l layer, name string) error {
 	t.Helper()
-	layers := make([]*lsmt.Layer, 0, len(sealed))
-	for _, s := range sealed {
-		layers = append(layers, openLayer(t, s))
+	r := l(t)
+	defer r.Close()
+	f, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	err = c.Build(t.Context(), f, r, build.Layer{DiffID: diffID(t, l)})
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	b, err := filefetch.Open(name)
+	if err != nil {
+		return err
+	}
+	return c.Push(t.Context(), b, name)
+}
+
+// refused builds a layer that nobody wants.
+func refused(ctx context.Context, c *build.Chain, r io.Reader, diffID digest.Digest) error {
+	return c.Build(ctx, io.Discard, r, build.Layer{DiffID: diffID})
+}
+
+// stack opens the files of layers as one disk.
+func stack(t testing.TB, files []string) *lsmt.Stack {
+	t.Helper()
+	layers := make([]*lsmt.Layer, 0, len(files))
+	for _, name := range files {
+		layers = append(layers, openLayer(t, name))
 	}
 	merged, err := lsmt.Merge(layers)
 	if err != nil {
@@ -170,10 +192,9 @@ func stack(t testing.TB, sealed []*build.Sealed) *lsmt.Stack {
 	return merged
 }
 
-func openLayer(t testing.TB, s *build.Sealed) *lsmt.Layer {
+func openLayer(t testing.TB, name string) *lsmt.Layer {
 	t.Helper()
-	var b fetcher.Blob
-	b, err := s.Open()
+	b, err := filefetch.Open(name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,11 +205,11 @@ func openLayer(t testing.TB, s *build.Sealed) *lsmt.Layer {
 	return l
 }
 
-// flat writes the disk of the sealed layers to a sparse file, in which e2fsck
+// flat writes the disk of layers to a sparse file, in which e2fsck
 // finds nothing wrong.
-func flat(t testing.TB, sealed []*build.Sealed) (disk string) {
+func flat(t testing.TB, files []string) (disk string) {
 	t.Helper()
-	s := stack(t, sealed)
+	s := stack(t, files)
 	disk = filepath.Join(t.TempDir(), "disk.img")
 	f, err := os.Create(disk)
 	if err != nil {

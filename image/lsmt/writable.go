@@ -26,8 +26,6 @@ type Writable struct {
 	header Header // virtual size and UUIDs; of the index file when append-only
 	sparse bool
 
-	volatile bool // nothing is made durable
-
 	mu      sync.RWMutex // guards what follows; never held across I/O
 	extents extents
 	tail    int64  // where the next append goes, a byte offset of the data file
@@ -53,10 +51,6 @@ type CreateOptions struct {
 
 	// Direct keeps the data file out of the page cache.
 	Direct bool
-
-	// Volatile leaves out all waiting for the disk: for scratch layers, which
-	// nobody wants back after a crash.
-	Volatile bool
 }
 
 // OpenOptions say how to open a writable layer.
@@ -92,7 +86,7 @@ func create(data, index string, opts CreateOptions) (w *Writable, err error) {
 	if err != nil {
 		return nil, err
 	}
-	w = &Writable{data: d, index: x, header: h, sparse: opts.Sparse, volatile: opts.Volatile, tail: headerSize, indexEnd: headerSize}
+	w = &Writable{data: d, index: x, header: h, sparse: opts.Sparse, tail: headerSize, indexEnd: headerSize}
 	if err := w.format(); err != nil {
 		return nil, errors.Join(err, x.Close(), os.Remove(index))
 	}
@@ -108,15 +102,22 @@ func newHeader(opts CreateOptions) (Header, error) {
 	if err != nil {
 		return Header{}, err
 	}
-	if v := opts.VirtualSize; v < 0 || v > maxVirtualSize || v%SectorSize != 0 {
-		return Header{}, fmt.Errorf("virtual size %d is not a multiple of %d up to 64 TiB", v, SectorSize)
+	if err := checkSize(opts.VirtualSize); err != nil {
+		return Header{}, err
 	}
 	return Header{VirtualSize: opts.VirtualSize, UUID: uuid, ParentUUID: parent}, nil
 }
 
+func checkSize(n int64) error {
+	if n < 0 || n > maxVirtualSize || n%SectorSize != 0 {
+		return fmt.Errorf("virtual size %d is not a multiple of %d up to 64 TiB", n, SectorSize)
+	}
+	return nil
+}
+
 // format writes both headers and makes the two files durable.
 func (w *Writable) format() error {
-	if err := w.writeHeaders(); err != nil || w.volatile {
+	if err := w.writeHeaders(); err != nil {
 		return err
 	}
 	if err := errors.Join(w.data.Sync(), w.index.Sync()); err != nil {
@@ -157,7 +158,7 @@ func (w *Writable) inherit(size int64) error {
 	if err := w.writeHeaders(); err != nil {
 		return err
 	}
-	return errors.Join(w.datasync(w.data.File), w.datasync(w.index))
+	return errors.Join(datasync(w.data.File), datasync(w.index))
 }
 
 // write stores p at byte offset off.
@@ -279,7 +280,7 @@ func (w *Writable) sync(ctx context.Context) error {
 }
 
 func (w *Writable) flush(records []byte) error {
-	if err := w.datasync(w.data.File); err != nil {
+	if err := datasync(w.data.File); err != nil {
 		return err
 	}
 	if len(records) == 0 {
@@ -288,7 +289,7 @@ func (w *Writable) flush(records []byte) error {
 	if _, err := w.index.WriteAt(records, w.indexEnd); err != nil {
 		return err
 	}
-	if err := w.datasync(w.index); err != nil {
+	if err := datasync(w.index); err != nil {
 		return err
 	}
 	w.indexEnd += int64(len(records))
@@ -296,10 +297,7 @@ func (w *Writable) flush(records []byte) error {
 }
 
 // datasync makes the content of a file of the layer durable.
-func (w *Writable) datasync(f *os.File) error {
-	if w.volatile {
-		return nil
-	}
+func datasync(f *os.File) error {
 	if err := unix.Fdatasync(int(f.Fd())); err != nil {
 		return &os.PathError{Op: "fdatasync", Path: f.Name(), Err: err}
 	}

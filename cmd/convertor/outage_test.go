@@ -74,6 +74,17 @@ func TestRegistryFails(t *testing.T) {
 	}
 }
 
+// TestRegistryDown: who names a registry wrongly learns it soon.
+func TestRegistryDown(t *testing.T) {
+	dir := t.TempDir()
+	host := closedPort(t)
+	_, status, errs := convertor(t.Context(), t, "-r", host+"/lib/app", "-i", "v1", "-o", "block", "--dir", dir)
+	if status != exitFailure || !strings.Contains(errs, "look up lib/app:v1") || !strings.Contains(errs, host+": connect: connection refused") {
+		t.Errorf("status %d: %s", status, errs)
+	}
+	checkEmpty(t, dir)
+}
+
 // deny refuses what matches.
 func deny(when func(*http.Request) bool) spoiler {
 	return func(w http.ResponseWriter, r *http.Request, next http.Handler) {

@@ -279,6 +279,9 @@ func TestDedup(t *testing.T) {
 	if s := mustConvert(t, to("lib/app", "b")...); s.Digest != app.Digest || len(s.Layers) != 0 {
 		t.Errorf("a known manifest: %+v", s)
 	}
+	if out, _, _ := convertor(t.Context(), t, to("lib/app", "b")...); !strings.Contains(out, "\nconverted before, found again in") {
+		t.Errorf("a known manifest: %q", out)
+	}
 	// Other options, other layers.
 	if s := mustConvert(t, append(to("lib/app", "c"), "--bs", "16")...); reused(s) != 0 || s.Digest == app.Digest {
 		t.Errorf("with other options: %+v", s)

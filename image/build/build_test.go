@@ -141,10 +141,21 @@ func newChain(t testing.TB, size int64) *build.Chain {
 // apply puts the layers on the chain and returns their files.
 func apply(t testing.TB, c *build.Chain, layers ...layer) (files []string) {
 	t.Helper()
+	ids := make([]digest.Digest, len(layers))
+	for i, l := range layers {
+		ids[i] = diffID(t, l)
+	}
+	return applyAs(t, c, ids, layers...)
+}
+
+// applyAs puts the layers of the given diff IDs on the chain and returns their
+// files.
+func applyAs(t testing.TB, c *build.Chain, ids []digest.Digest, layers ...layer) (files []string) {
+	t.Helper()
 	dir := t.TempDir()
 	for i, l := range layers {
 		name := filepath.Join(dir, fmt.Sprintf("%d.lsmt", i))
-		if err := push(t, c, l, name); err != nil {
+		if err := push(t, c, l, ids[i], name); err != nil {
 			t.Fatalf("layer %d: %v", i, err)
 		}
 		files = append(files, name)
@@ -153,7 +164,7 @@ func apply(t testing.TB, c *build.Chain, layers ...layer) (files []string) {
 }
 
 // push builds the file name of a layer and puts it on the chain.
-func push(t testing.TB, c *build.Chain, l layer, name string) error {
+func push(t testing.TB, c *build.Chain, l layer, id digest.Digest, name string) error {
 	t.Helper()
 	r := l(t)
 	defer r.Close()
@@ -161,7 +172,7 @@ func push(t testing.TB, c *build.Chain, l layer, name string) error {
 	if err != nil {
 		return err
 	}
-	err = c.Build(t.Context(), f, r, build.Layer{DiffID: diffID(t, l)})
+	err = c.Build(t.Context(), f, r, build.Layer{DiffID: id})
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
@@ -270,24 +281,15 @@ func sameAsContainerd(t *testing.T, layers ...layer) {
 	need.Root(t)
 	oracle := t.TempDir()
 	begun := time.Now().UTC().Format("2006-01-02T15:04:05")
+	ids := make([]digest.Digest, len(layers))
 	for i, l := range layers {
-		r := l(t)
-		d, err := build.Decompress(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := archive.Apply(t.Context(), oracle, d); err != nil {
-			t.Fatalf("containerd on layer %d: %v", i, err)
-		}
-		if err := errors.Join(d.Close(), r.Close()); err != nil {
-			t.Fatal(err)
-		}
+		ids[i] = unpack(t, oracle, l)
 	}
 	want, err := e2e.ReadTree(oracle)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := e2e.ReadTree(mounted(t, flat(t, apply(t, newChain(t, 2<<30), layers...))))
+	got, err := e2e.ReadTree(mounted(t, flat(t, applyAs(t, newChain(t, 2<<30), ids, layers...))))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -295,6 +297,27 @@ func sameAsContainerd(t *testing.T, layers ...layer) {
 	if diff := want.Diff(got); len(diff) != 0 {
 		t.Errorf("%d of %d files differ from what containerd makes, as\n%s", len(diff), len(want), strings.Join(diff[:min(len(diff), 20)], "\n"))
 	}
+}
+
+// unpack has containerd put the layer into dir, and returns its diff ID.
+func unpack(t testing.TB, dir string, l layer) digest.Digest {
+	t.Helper()
+	r := l(t)
+	defer r.Close()
+	d, err := build.Decompress(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	id := digest.SHA256.Digester()
+	content := io.TeeReader(d, id.Hash())
+	if _, err := archive.Apply(t.Context(), dir, content); err != nil {
+		t.Fatalf("containerd: %v", err)
+	}
+	if _, err := io.Copy(io.Discard, content); err != nil {
+		t.Fatal(err)
+	}
+	return id.Digest()
 }
 
 // forgetUnpacking forgets all of the root but what it holds, and when
@@ -328,6 +351,15 @@ func TestDebian(t *testing.T) {
 	}
 	need.Root(t)
 	sameAsContainerd(t, imageLayers(e2e.Debian(t))...)
+}
+
+// TestPackages: Python, Node.js and PostgreSQL, a layer for every package.
+func TestPackages(t *testing.T) {
+	if testing.Short() {
+		t.Skip("downloads Debian packages")
+	}
+	need.Root(t)
+	sameAsContainerd(t, imageLayers(e2e.Packages(t))...)
 }
 
 // TestGoldenTars: the layers that the reference was tried with.

@@ -64,8 +64,11 @@ func convertedByKernel(b *testing.B, name string, id digest.Digest) error {
 	if err != nil {
 		return err
 	}
-	_, err = convert.WriteBlob(b.Context(), io.Discard, blob, convert.BlobOptions{ChainID: id, TempDir: dir})
-	return errors.Join(err, blob.Close(), os.Remove(sealed))
+	out, err := convert.CommitBlob(b.Context(), blob, convert.BlobOptions{ChainID: id, TempDir: dir})
+	if err != nil {
+		return errors.Join(err, blob.Close())
+	}
+	return errors.Join(out.Close(), blob.Close(), os.Remove(sealed))
 }
 
 // exported shows the kernel v while use runs.

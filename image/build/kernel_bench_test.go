@@ -60,12 +60,15 @@ func convertedByKernel(b *testing.B, name string, id digest.Digest) error {
 	if err := image.Seal(b.Context(), upper, sealed); err != nil {
 		return err
 	}
-	blob, err := filefetch.Open(sealed)
+	layer, err := filefetch.Open(sealed)
 	if err != nil {
 		return err
 	}
-	_, err = convert.WriteBlob(b.Context(), io.Discard, blob, convert.BlobOptions{ChainID: id, TempDir: dir})
-	return errors.Join(err, blob.Close(), os.Remove(sealed))
+	blob, err := convert.SealedBlob(b.Context(), layer, convert.BlobOptions{ChainID: id, TempDir: dir})
+	if err := errors.Join(err, layer.Close(), os.Remove(sealed)); err != nil {
+		return err
+	}
+	return blob.Close()
 }
 
 // exported shows the kernel v while use runs.

@@ -177,18 +177,14 @@ func (v view) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 func (v view) Size() int64 { return v.b.size }
 func (view) Close() error  { return nil }
 
-// WriteBlob writes to w the blob of a sealed layer and returns its size.
-func WriteBlob(ctx context.Context, w io.Writer, sealed fetcher.Blob, opts BlobOptions) (size int64, err error) {
+// SealedBlob makes the blob of a layer that lies in a sealed file. That stays
+// the caller's.
+func SealedBlob(ctx context.Context, sealed fetcher.Blob, opts BlobOptions) (*Blob, error) {
 	layer, err := lsmt.Open(ctx, sealed)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	b, err := NewBlob(func(w io.Writer, names lsmt.CommitOptions) error {
+	return NewBlob(func(w io.Writer, names lsmt.CommitOptions) error {
 		return lsmt.Commit(ctx, w, layer, names)
 	}, opts)
-	if err != nil {
-		return 0, err
-	}
-	defer b.Close() //nolint:errcheck // it is only read
-	return io.Copy(w, io.NewSectionReader(b, 0, b.size))
 }

@@ -3,10 +3,8 @@
 package convert_test
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -23,10 +21,10 @@ import (
 	"github.com/overlaybd-go/overlaybd/tests/need"
 )
 
-// TestWriteBlob: the blob shows the disk that the reference's blob of the same
+// TestSealedBlob: the blob shows the disk that the reference's blob of the same
 // layer shows. (The bytes differ: the reference tags the layer and rewrites the
 // header of a ZFile once it is complete.)
-func TestWriteBlob(t *testing.T) {
+func TestSealedBlob(t *testing.T) {
 	_, golden := need.Golden(t, "rw/a.sealed", "rw/a.commit", "rw/a.commit.z.tar")
 	layer := open(t, golden["rw/a.commit"].Path)
 	header, err := lsmt.Open(t.Context(), layer)
@@ -34,18 +32,7 @@ func TestWriteBlob(t *testing.T) {
 		t.Fatal(err)
 	}
 	opts := convert.BlobOptions{ChainID: chain(header.Header().UUID), Parent: chain(header.Header().ParentUUID), TempDir: t.TempDir()}
-	var blob bytes.Buffer
-	n, err := convert.WriteBlob(t.Context(), &blob, open(t, golden["rw/a.sealed"].Path), opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	name := t.TempDir() + "/blob"
-	if err := os.WriteFile(name, blob.Bytes(), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if n != int64(blob.Len()) {
-		t.Errorf("%d bytes, reported as %d", blob.Len(), n)
-	}
+	name := sealedBlob(t, golden["rw/a.sealed"].Path, opts)
 	if got, want := volume(t, open(t, name)), golden["rw/a.commit.z.tar"].Volume; got != want {
 		t.Errorf("the disk is %s, want %s", got, want)
 	}
@@ -53,6 +40,29 @@ func TestWriteBlob(t *testing.T) {
 	if err != nil || len(left) != 0 {
 		t.Errorf("temporary files %v, %v", left, err)
 	}
+}
+
+// sealedBlob writes the blob of a sealed layer to a file.
+func sealedBlob(t *testing.T, sealed string, opts convert.BlobOptions) (name string) {
+	t.Helper()
+	blob, err := convert.SealedBlob(t.Context(), open(t, sealed), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer blob.Close()
+	desc := blob.Descriptor()
+	text := make([]byte, desc.Size)
+	if _, err := blob.ReadAt(text, 0); err != nil {
+		t.Fatal(err)
+	}
+	if got := digest.FromBytes(text); got != desc.Digest {
+		t.Errorf("the blob is %s, called %s", got, desc.Digest)
+	}
+	name = t.TempDir() + "/blob"
+	if err := os.WriteFile(name, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
 }
 
 // volume returns the hash of the disk in a blob.
@@ -93,21 +103,13 @@ func open(t *testing.T, name string) *file.Blob {
 	return b
 }
 
-// TestWriteBlobOptions: what was asked for is what readers find.
-func TestWriteBlobOptions(t *testing.T) {
+// TestBlobOptions: what was asked for is what readers find.
+func TestBlobOptions(t *testing.T) {
 	_, golden := need.Golden(t, "rw/a.sealed")
 	compression := zfile.Options{Algorithm: zfile.Zstd, BlockSize: 16 << 10}
-	name := t.TempDir() + "/blob"
-	f, err := os.Create(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = convert.WriteBlob(t.Context(), f, open(t, golden["rw/a.sealed"].Path), convert.BlobOptions{
+	name := sealedBlob(t, golden["rw/a.sealed"].Path, convert.BlobOptions{
 		ChainID: digest.FromString("layer"), Parent: digest.FromString("parent"), Compression: compression,
 	})
-	if err := errors.Join(err, f.Close()); err != nil {
-		t.Fatal(err)
-	}
 	payload, err := tarblob.Open(t.Context(), open(t, name))
 	if err != nil {
 		t.Fatal(err)

@@ -111,29 +111,3 @@ func TestDevicesWithoutDaemon(t *testing.T) {
 		t.Errorf("got status %d and %q", status, stderr.String())
 	}
 }
-
-// TestDoctor shows the doctor machines made of files.
-func TestDoctor(t *testing.T) {
-	file := func(root, name, content string) {
-		path := filepath.Join(root, name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), 0o600)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	laptop := t.TempDir() + "/"
-	file(laptop, "proc/sys/kernel/osrelease", "6.1.0\n")
-	file(laptop, "proc/filesystems", "nodev\toverlay\n\text4\n")
-	file(laptop, "dev/fuse", "")
-	file(laptop, "dev/loop-control", "")
-	d := diagnose(machine{laptop})
-	if d.Exporter != "fuse" || d.Kernel != "6.1.0" || d.verdict() != nil {
-		t.Errorf("got %+v, want the FUSE exporter", d)
-	}
-	if err := os.Remove(laptop + "dev/loop-control"); err != nil {
-		t.Fatal(err)
-	}
-	d = diagnose(machine{laptop})
-	if d.Exporter != "" || !strings.Contains(d.Reason, "modprobe loop") || d.verdict() == nil {
-		t.Errorf("got %+v without loop devices, want no exporter and what to do", d)
-	}
-}

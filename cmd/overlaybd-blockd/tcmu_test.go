@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/overlaybd-go/overlaybd/backend/tcmu"
+	"github.com/overlaybd-go/overlaybd/daemon/blockapi"
+	"github.com/overlaybd-go/overlaybd/image/spec"
+	"github.com/overlaybd-go/overlaybd/tests/need"
+)
+
+// contentSize is what the file in the tests' image holds, in bytes.
+const contentSize = 16 << 20
+
+func newTCMU(t *testing.T) *machine {
+	t.Helper()
+	need.Root(t)
+	need.Capability(t, "overlaybd-blockd", tcmu.Available())
+	need.Command(t, "mkfs.ext4")
+	m := newMachine(t, "tcmu")
+	m.start()
+	return m
+}
+
+// content returns what the file in the tests' image holds.
+func content() []byte {
+	b := make([]byte, contentSize)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(b)
+	return b
+}
+
+// image makes a layer that holds an ext4 with one file, by way of a writable
+// device, and returns the spec of a device that shows it, and the layer.
+func (m *machine) image() (path, layer string) {
+	m.t.Helper()
+	up := spec.Upper{Data: m.file("data"), Index: m.file("index"), VSizeGB: 1}
+	build := m.save("build", &spec.Volume{Upper: up})
+	a := m.attach("build", build)
+	m.command(need.Command(m.t, "mkfs.ext4"), "-q", "-O", "^has_journal", a.Path)
+	dir := m.mount(a.Path, 0)
+	err := os.WriteFile(filepath.Join(dir, "file"), content(), 0o600)
+	if err := errors.Join(err, unix.Unmount(dir, 0)); err != nil {
+		m.t.Fatal(err)
+	}
+	m.detach("build")
+	layer = m.file("layer")
+	if err := m.api.Seal(m.t.Context(), build, layer); err != nil {
+		m.t.Fatal(err)
+	}
+	return m.save("image", &spec.Volume{Lowers: []spec.Lower{{File: layer}}, ResultFile: "result"}), layer
+}
+
+// mount mounts the file system of a disk until the test ends.
+func (m *machine) mount(disk string, flags uintptr) (dir string) {
+	m.t.Helper()
+	dir = m.t.TempDir()
+	if err := unix.Mount(disk, dir, "ext4", flags, ""); err != nil {
+		m.t.Fatal("mount", disk, err)
+	}
+	m.t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir
+}
+
+// A reader reads a file past the page cache, over and over, and compares.
+type reader struct {
+	f      *os.File
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	step   chan struct{} // gets a value for every read
+
+	mu    sync.Mutex // guards all below
+	count int
+	err   error
+}
+
+func startReader(t *testing.T, name string) *reader {
+	t.Helper()
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	r := &reader{f: f, cancel: cancel, step: make(chan struct{}, 1)}
+	want := content()
+	for i := range 4 {
+		r.wg.Go(func() { r.read(ctx, want, uint64(i)) })
+	}
+	t.Cleanup(cancel)
+	return r
+}
+
+func (r *reader) read(ctx context.Context, want []byte, seed uint64) {
+	const size = 64 << 10
+	buf := aligned(size)
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	for ctx.Err() == nil {
+		off := rnd.Int64N(contentSize/size) * size
+		_, err := r.f.ReadAt(buf, off)
+		if err == nil && !bytes.Equal(buf, want[off:][:size]) {
+			err = fmt.Errorf("wrong bytes at %d", off)
+		}
+		if r.done(err); err != nil {
+			return
+		}
+	}
+}
+
+func (r *reader) done(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.count++
+	r.err = errors.Join(r.err, err)
+	select {
+	case r.step <- struct{}{}:
+	default:
+	}
+}
+
+// await waits for some more reads, or an error.
+func (r *reader) await() {
+	r.mu.Lock()
+	goal := r.count + 16
+	r.mu.Unlock()
+	for range r.step {
+		r.mu.Lock()
+		over := r.count >= goal || r.err != nil
+		r.mu.Unlock()
+		if over {
+			return
+		}
+	}
+}
+
+func (r *reader) stop(t *testing.T) {
+	t.Helper()
+	r.cancel()
+	r.wg.Wait()
+	if err := errors.Join(r.err, r.f.Close()); err != nil {
+		t.Error("read:", err)
+	}
+	t.Log(r.count, "reads")
+}
+
+// aligned returns n bytes at an address that O_DIRECT accepts.
+func aligned(n int) []byte {
+	const page = 4096
+	b := make([]byte, n+page)
+	skip := -uintptr(unsafe.Pointer(&b[0])) & (page - 1)
+	return b[skip:][:n:n]
+}
+
+// TestRestart: who reads a mounted image notices neither that the daemon is
+// killed nor that it is stopped and started.
+func TestRestart(t *testing.T) {
+	m := newTCMU(t)
+	path, _ := m.image()
+	a := m.attach("1", path)
+	if a.File || a.Exporter != "tcmu" || !strings.HasPrefix(a.Path, "/dev/sd") {
+		t.Errorf("got %+v, want a SCSI disk", a)
+	}
+	if text, err := os.ReadFile(m.file("result")); err != nil || string(text) != "success" {
+		t.Errorf("result file says %q, %v", text, err)
+	}
+	dir := m.mount(a.Path, unix.MS_RDONLY)
+	r := startReader(t, filepath.Join(dir, "file"))
+	for i := range 6 {
+		r.await()
+		if i%3 == 2 {
+			m.stop()
+		} else {
+			m.kill()
+		}
+		m.start()
+		if b := m.attach("1", path); b.Path != a.Path || b.State != blockapi.Serving {
+			t.Fatalf("attached again: %+v, want the disk %s", b, a.Path)
+		}
+	}
+	r.await()
+	if err := m.api.Detach(t.Context(), "1"); err == nil {
+		t.Error("detached while mounted")
+	}
+	r.stop(t)
+	if err := unix.Unmount(dir, 0); err != nil {
+		t.Fatal(err)
+	}
+	m.detach("1")
+	m.wantNothing()
+}
+
+// TestLayerAway: the users of a device whose layer is away wait until it is
+// back.
+func TestLayerAway(t *testing.T) {
+	m := newTCMU(t)
+	path, layer := m.image()
+	a := m.attach("1", path)
+	dir := m.mount(a.Path, unix.MS_RDONLY)
+	r := startReader(t, filepath.Join(dir, "file"))
+	r.await()
+	m.kill()
+	if err := os.Rename(layer, layer+".away"); err != nil {
+		t.Fatal(err)
+	}
+	m.start()
+	for a := m.await("1", blockapi.Suspended); !strings.Contains(a.Error, layer); a = m.await("1", blockapi.Suspended) {
+		<-time.After(20 * time.Millisecond) // until it was tried
+	}
+	if err := os.Rename(layer+".away", layer); err != nil {
+		t.Fatal(err)
+	}
+	if b := m.await("1", blockapi.Serving); b.Path != a.Path {
+		t.Errorf("got %+v, want the disk %s", b, a.Path)
+	}
+	r.await()
+	r.stop(t)
+	if err := unix.Unmount(dir, 0); err != nil {
+		t.Fatal(err)
+	}
+	m.detach("1")
+	m.wantNothing()
+}
+
+// TestSpecGone: a device that belongs to nobody is removed, but not from under
+// its users.
+func TestSpecGone(t *testing.T) {
+	m := newTCMU(t)
+	path, _ := m.image()
+	dir := m.mount(m.attach("1", path).Path, unix.MS_RDONLY)
+	m.kill()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	m.start()
+	for a := m.await("1", blockapi.Suspended); !strings.Contains(a.Error, "busy"); a = m.await("1", blockapi.Suspended) {
+		<-time.After(20 * time.Millisecond)
+	}
+	if err := unix.Unmount(dir, 0); err != nil {
+		t.Fatal(err)
+	}
+	m.await("1", "")
+	m.wantNothing()
+}
+
+// TestWritesSurviveKill: what was written before the daemon was killed is
+// there after it, though nobody has asked for it to be durable.
+func TestWritesSurviveKill(t *testing.T) {
+	m := newTCMU(t)
+	up := spec.Upper{Data: m.file("data"), Index: m.file("index"), VSizeGB: 1}
+	path := m.save("writable", &spec.Volume{Upper: up})
+	disk := m.attach("1", path).Path
+	f, err := os.OpenFile(disk, os.O_RDWR|unix.O_DIRECT, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const size = 64 << 10
+	buf, want := aligned(size), content()
+	for i := range 8 {
+		off := int64(i) * 1 << 20
+		copy(buf, want[off:])
+		if _, err := f.WriteAt(buf, off); err != nil {
+			t.Fatal(err)
+		}
+		m.kill()
+		m.start()
+		for j := range i + 1 {
+			off := int64(j) * 1 << 20
+			if _, err := f.ReadAt(buf, off); err != nil || !bytes.Equal(buf, want[off:][:size]) {
+				t.Fatalf("after kill %d, write %d is gone (%v)", i, j, err)
+			}
+		}
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	m.detach("1")
+	m.wantNothing()
+}
+
+// TestForeign serves a device that another program makes and removes by
+// itself, as the reference's attacher does, and the next daemon goes on.
+func TestForeign(t *testing.T) {
+	m := newTCMU(t)
+	path, _ := m.image()
+	target := makeForeign(t, "77", path+";77")
+	if text, err := os.ReadFile(m.file("result")); err != nil || string(text) != "success" {
+		t.Errorf("result file says %q, %v", text, err)
+	}
+	dir := m.mount(target.disk(t), unix.MS_RDONLY)
+	r := startReader(t, filepath.Join(dir, "file"))
+	r.await()
+	m.kill()
+	m.start()
+	r.await()
+	if a := m.await("77", blockapi.Serving); a.SpecPath != path {
+		t.Errorf("got %+v, want the device of %s", a, path)
+	}
+	r.stop(t)
+	if err := unix.Unmount(dir, 0); err != nil {
+		t.Fatal(err)
+	}
+	target.remove(t)
+	m.await("77", "")
+	m.wantNothing()
+}

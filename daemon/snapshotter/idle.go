@@ -39,6 +39,16 @@ func (s *Snapshotter) ReleaseIdle(ctx context.Context) error {
 	return nil
 }
 
+// givenOut reports whether the node of device id, which is made of st, is
+// somebody's, who has it open only now and then.
+func (s *Snapshotter) givenOut(id string, st stack) bool {
+	if st == nil || !s.isWritable(id) {
+		return false
+	}
+	mode, err := parseMode(st[0].info.Labels, s.opts.RWMode)
+	return err == nil && mode == ModeDev
+}
+
 // releaseUnlessBusy takes down device id, whose lock is held and which is made
 // of st, unless it is in use. Only trying tells: a container's overlay holds
 // the image by a mount that no table shows.
@@ -47,10 +57,8 @@ func (s *Snapshotter) releaseUnlessBusy(ctx context.Context, id string, st stack
 	if err != nil {
 		return err
 	}
-	if !mounted { // its node may be somebody's, who has it open only now and then
-		if out, err := blockmount.HasLoop(s.readMark(id).path); out || err != nil {
-			return err
-		}
+	if !mounted && s.givenOut(id, st) {
+		return nil
 	}
 	err = s.release(ctx, id)
 	busy := errdefs.IsFailedPrecondition(err) || errors.Is(err, unix.EBUSY)

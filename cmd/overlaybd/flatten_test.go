@@ -9,13 +9,10 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"google.golang.org/grpc"
 
 	"github.com/overlaybd-go/overlaybd/daemon/blockapi"
 	"github.com/overlaybd-go/overlaybd/image/spec"
@@ -76,16 +73,7 @@ func (oneDevice) Attachments(context.Context) ([]blockapi.Attachment, error) {
 }
 
 func TestDevices(t *testing.T) {
-	address := filepath.Join(t.TempDir(), "b.sock")
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv := grpc.NewServer()
-	blockapi.NewServer(oneDevice{}).Register(srv)
-	go srv.Serve(l) //nolint:errcheck // ends with Stop
-	t.Cleanup(srv.Stop)
-
+	address := startDaemon(t, oneDevice{})
 	var table, text bytes.Buffer
 	if err := run(t.Context(), []string{"devices", "--address", address}, &table, &bytes.Buffer{}); err != nil {
 		t.Fatal(err)

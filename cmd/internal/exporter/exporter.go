@@ -47,7 +47,7 @@ type Passed struct {
 // Reason returns the choice as a sentence.
 func (c Choice) Reason() string {
 	if len(c.Passed) == 0 {
-		return c.Name + " is the best there is"
+		return c.Name + " can be used here"
 	}
 	var passed []string
 	for _, p := range c.Passed {

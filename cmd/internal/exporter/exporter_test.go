@@ -30,7 +30,7 @@ func TestChoose(t *testing.T) {
 		want             string
 		says             []string // in the reason, or the error
 	}{
-		{"auto", "", "best", []string{"best is the best"}},
+		{"auto", "", "best", []string{"best can be used"}},
 		{"auto", "best", "middle", []string{"not best: modprobe best"}},
 		{"auto", "best middle", "last", []string{"not best: modprobe best", "not middle: modprobe middle"}},
 		{"auto", "best middle last", "", []string{"modprobe best", "modprobe middle", "modprobe last"}},

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/overlaybd-go/overlaybd/conf"
 	"github.com/overlaybd-go/overlaybd/daemon/blockapi"
@@ -37,6 +40,8 @@ type machine struct {
 	cmd  *exec.Cmd
 	exit chan error // of cmd
 	api  *blockapi.Client
+
+	mounts []string
 }
 
 func newMachine(t *testing.T, exporter string) *machine {
@@ -45,20 +50,28 @@ func newMachine(t *testing.T, exporter string) *machine {
 	c := m.cfg
 	c.Root, c.Address = filepath.Join(m.dir, "root"), filepath.Join(m.dir, "snapshotter.sock")
 	c.Blockd.StateDir, c.Blockd.Address = filepath.Join(m.dir, "state"), filepath.Join(m.dir, "blockd.sock")
-	c.Blockd.Exporter, c.Cache.Dir, c.Fuse.Dir = exporter, filepath.Join(m.dir, "cache"), filepath.Join(m.dir, "fuse")
+	c.Cache.Dir, c.Fuse.Dir = filepath.Join(m.dir, "cache"), filepath.Join(m.dir, "fuse")
 	c.Cache.MinFree = 0
-	f, err := os.Create(m.file("config.toml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(c.WriteTOML(f), f.Close()); err != nil {
-		t.Fatal(err)
-	}
+	m.configure(exporter)
+	var err error
 	if m.api, err = blockapi.Dial(c.Blockd.Address); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(m.finish)
 	return m
+}
+
+// configure sets the exporter of the next daemon.
+func (m *machine) configure(exporter string) {
+	m.t.Helper()
+	m.cfg.Blockd.Exporter = exporter
+	f, err := os.Create(m.file("config.toml"))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if err := errors.Join(m.cfg.WriteTOML(f), f.Close()); err != nil {
+		m.t.Fatal(err)
+	}
 }
 
 func (m *machine) file(name string) string { return filepath.Join(m.dir, name) }
@@ -103,21 +116,36 @@ func (m *machine) kill() {
 // stop has the daemon end by itself.
 func (m *machine) stop() {
 	m.t.Helper()
+	m.ask()
+	m.awaitEnd()
+}
+
+// ask tells the daemon to end.
+func (m *machine) ask() {
+	m.t.Helper()
 	if err := m.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		m.t.Fatal(err)
 	}
+}
+
+func (m *machine) awaitEnd() {
+	m.t.Helper()
 	if err := <-m.exit; err != nil {
 		m.t.Error("the daemon stopped with", err)
 	}
 	m.cmd = nil
 }
 
-// finish detaches what a test that failed has left, and ends the daemon.
+// finish takes away what a test that failed has left, and ends the daemon.
 func (m *machine) finish() {
+	for _, dir := range m.mounts {
+		_ = unix.Unmount(dir, unix.MNT_DETACH)
+	}
 	if m.cmd != nil {
-		list, _ := m.api.Attachments(m.t.Context())
+		ctx := context.WithoutCancel(m.t.Context())
+		list, _ := m.api.Attachments(ctx)
 		for _, a := range list {
-			_ = m.api.Detach(m.t.Context(), a.ID)
+			_ = m.api.Detach(ctx, a.ID)
 		}
 		m.kill()
 	}

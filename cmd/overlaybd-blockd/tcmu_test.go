@@ -27,12 +27,13 @@ import (
 // contentSize is what the file in the tests' image holds, in bytes.
 const contentSize = 16 << 20
 
+// newTCMU returns a machine with TCMU, which is what "auto" chooses then.
 func newTCMU(t *testing.T) *machine {
 	t.Helper()
 	need.Root(t)
 	need.Capability(t, "overlaybd-blockd", tcmu.Available())
 	need.Command(t, "mkfs.ext4")
-	m := newMachine(t, "tcmu")
+	m := newMachine(t, "auto")
 	m.start()
 	return m
 }
@@ -53,10 +54,10 @@ func (m *machine) image() (path, layer string) {
 	a := m.attach("build", build)
 	m.command(need.Command(m.t, "mkfs.ext4"), "-q", "-O", "^has_journal", a.Path)
 	dir := m.mount(a.Path, 0)
-	err := os.WriteFile(filepath.Join(dir, "file"), content(), 0o600)
-	if err := errors.Join(err, unix.Unmount(dir, 0)); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "file"), content(), 0o600); err != nil {
 		m.t.Fatal(err)
 	}
+	m.unmountAll()
 	m.detach("build")
 	layer = m.file("layer")
 	if err := m.api.Seal(m.t.Context(), build, layer); err != nil {
@@ -72,8 +73,19 @@ func (m *machine) mount(disk string, flags uintptr) (dir string) {
 	if err := unix.Mount(disk, dir, "ext4", flags, ""); err != nil {
 		m.t.Fatal("mount", disk, err)
 	}
-	m.t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	m.mounts = append(m.mounts, dir)
 	return dir
+}
+
+// unmountAll unmounts what is mounted, which nobody must use any more.
+func (m *machine) unmountAll() {
+	m.t.Helper()
+	for _, dir := range m.mounts {
+		if err := unix.Unmount(dir, 0); err != nil {
+			m.t.Fatal("unmount", dir, err)
+		}
+	}
+	m.mounts = nil
 }
 
 // A reader reads a file past the page cache, over and over, and compares.
@@ -195,9 +207,7 @@ func TestRestart(t *testing.T) {
 		t.Error("detached while mounted")
 	}
 	r.stop(t)
-	if err := unix.Unmount(dir, 0); err != nil {
-		t.Fatal(err)
-	}
+	m.unmountAll()
 	m.detach("1")
 	m.wantNothing()
 }
@@ -227,9 +237,7 @@ func TestLayerAway(t *testing.T) {
 	}
 	r.await()
 	r.stop(t)
-	if err := unix.Unmount(dir, 0); err != nil {
-		t.Fatal(err)
-	}
+	m.unmountAll()
 	m.detach("1")
 	m.wantNothing()
 }
@@ -239,7 +247,7 @@ func TestLayerAway(t *testing.T) {
 func TestSpecGone(t *testing.T) {
 	m := newTCMU(t)
 	path, _ := m.image()
-	dir := m.mount(m.attach("1", path).Path, unix.MS_RDONLY)
+	m.mount(m.attach("1", path).Path, unix.MS_RDONLY)
 	m.kill()
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
@@ -248,9 +256,7 @@ func TestSpecGone(t *testing.T) {
 	for a := m.await("1", blockapi.Suspended); !strings.Contains(a.Error, "busy"); a = m.await("1", blockapi.Suspended) {
 		<-time.After(20 * time.Millisecond)
 	}
-	if err := unix.Unmount(dir, 0); err != nil {
-		t.Fatal(err)
-	}
+	m.unmountAll()
 	m.await("1", "")
 	m.wantNothing()
 }
@@ -309,10 +315,33 @@ func TestForeign(t *testing.T) {
 		t.Errorf("got %+v, want the device of %s", a, path)
 	}
 	r.stop(t)
-	if err := unix.Unmount(dir, 0); err != nil {
-		t.Fatal(err)
-	}
+	m.unmountAll()
 	target.remove(t)
 	m.await("77", "")
 	m.wantNothing()
+}
+
+// TestExporterChanges: disks made by the exporter of a former configuration
+// are served, while new devices are files.
+func TestExporterChanges(t *testing.T) {
+	m := newTCMU(t)
+	need.FUSE(t)
+	path, _ := m.image()
+	a := m.attach("1", path)
+	r := startReader(t, filepath.Join(m.mount(a.Path, unix.MS_RDONLY), "file"))
+	r.await()
+	m.stop()
+	m.configure("fuse")
+	m.start()
+	r.await()
+	if b := m.attach("1", path); b.Path != a.Path || b.Exporter != "tcmu" {
+		t.Errorf("got %+v, want the disk %s", b, a.Path)
+	}
+	if b := m.attach("2", path); !b.File || b.Exporter != "fuse" {
+		t.Errorf("got %+v, want a file", b)
+	}
+	r.stop(t)
+	m.unmountAll()
+	m.detach("1")
+	m.wantNothing() // which also removes the other
 }

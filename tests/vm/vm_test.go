@@ -80,9 +80,9 @@ var guests = []struct {
 	modules  []string
 }{
 	{linux61, []string{"backend/tcmu"}, []string{"configfs", "target_core_user", "tcm_loop", "sd_mod"}},
-	{linux61, []string{"cmd/overlaybd-blockd"}, []string{"configfs", "target_core_user", "tcm_loop", "sd_mod", "ext4"}},
+	{linux61, []string{"cmd/overlaybd-blockd"}, []string{"configfs", "target_core_user", "tcm_loop", "sd_mod", "ext4", "fuse", "loop"}},
 	{linux612, []string{"backend/tcmu"}, []string{"configfs", "target_core_user", "tcm_loop", "sd_mod"}},
-	{linux612, []string{"cmd/overlaybd-blockd"}, []string{"configfs", "target_core_user", "tcm_loop", "sd_mod", "ext4"}},
+	{linux612, []string{"cmd/overlaybd-blockd"}, []string{"configfs", "target_core_user", "tcm_loop", "sd_mod", "ext4", "fuse", "loop"}},
 }
 
 // TestGuests runs the tests that their host cannot.

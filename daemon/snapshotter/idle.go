@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/overlaybd-go/overlaybd/daemon/blockapi"
 	"github.com/overlaybd-go/overlaybd/daemon/snapshotter/blockmount"
 )
 
@@ -27,7 +28,10 @@ func (s *Snapshotter) ReleaseIdle(ctx context.Context) error {
 		return err
 	}
 	var all sync.WaitGroup // at once, as a busy device takes its time to say so
-	for id := range attached {
+	for id, a := range attached {
+		if a.State == blockapi.Suspended {
+			continue // to unmount it might take for ever
+		}
 		all.Go(func() {
 			err := s.locked(ctx, id, func(ctx context.Context) error { return s.releaseUnlessBusy(ctx, id, used[id]) })
 			if err != nil {

@@ -49,8 +49,10 @@ func (s *Snapshotter) reconcile(ctx context.Context) error {
 	for _, id := range marked {
 		s.dropDead(id, attached[id])
 	}
-	for id := range attached {
-		s.dropIdle(ctx, id, used[id] != nil)
+	for id, a := range attached {
+		if a.State != blockapi.Suspended { // to unmount it might take for ever
+			s.dropIdle(ctx, id, used[id] != nil)
+		}
 	}
 	s.remount(used)
 	return nil

@@ -44,7 +44,7 @@ type machine struct {
 	mounts []string
 }
 
-func newMachine(t *testing.T, exporter string) *machine {
+func newMachine(t *testing.T, kind string) *machine {
 	t.Helper()
 	m := &machine{t: t, dir: t.TempDir(), cfg: conf.Default()}
 	c := m.cfg
@@ -52,7 +52,7 @@ func newMachine(t *testing.T, exporter string) *machine {
 	c.Blockd.StateDir, c.Blockd.Address = filepath.Join(m.dir, "state"), filepath.Join(m.dir, "blockd.sock")
 	c.Cache.Dir, c.Fuse.Dir = filepath.Join(m.dir, "cache"), filepath.Join(m.dir, "fuse")
 	c.Cache.MinFree = 0
-	m.configure(exporter)
+	m.configure(kind)
 	var err error
 	if m.api, err = blockapi.Dial(c.Blockd.Address); err != nil {
 		t.Fatal(err)
@@ -62,9 +62,9 @@ func newMachine(t *testing.T, exporter string) *machine {
 }
 
 // configure sets the exporter of the next daemon.
-func (m *machine) configure(exporter string) {
+func (m *machine) configure(kind string) {
 	m.t.Helper()
-	m.cfg.Blockd.Exporter = exporter
+	m.cfg.Blockd.Exporter = kind
 	f, err := os.Create(m.file("config.toml"))
 	if err != nil {
 		m.t.Fatal(err)
@@ -202,8 +202,8 @@ func (m *machine) await(id string, want blockapi.State) (a blockapi.Attachment) 
 	}
 }
 
-// wantNothing expects no device in the daemon, its state directory or the
-// kernel's tree of targets, once the daemon has stopped.
+// wantNothing expects no device in the daemon's state directory or the kernel
+// once the daemon has stopped.
 func (m *machine) wantNothing() {
 	m.t.Helper()
 	m.stop()
@@ -212,6 +212,7 @@ func (m *machine) wantNothing() {
 		"/sys/kernel/config/target/core/user_*",
 		"/sys/kernel/config/target/loopback/naa.*",
 		"/sys/class/uio/uio*",
+		"/dev/ublkc*",
 	} {
 		if left, _ := filepath.Glob(pattern); len(left) > 0 {
 			m.t.Errorf("left behind: %v", left)

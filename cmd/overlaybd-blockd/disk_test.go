@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/overlaybd-go/overlaybd/backend/tcmu"
+	"github.com/overlaybd-go/overlaybd/cmd/internal/exporter"
 	"github.com/overlaybd-go/overlaybd/daemon/blockapi"
 	"github.com/overlaybd-go/overlaybd/image/spec"
 	"github.com/overlaybd-go/overlaybd/tests/need"
@@ -27,15 +28,32 @@ import (
 // contentSize is what the file in the tests' image holds, in bytes.
 const contentSize = 16 << 20
 
-// newTCMU returns a machine with TCMU, which is what "auto" chooses then.
-func newTCMU(t *testing.T) *machine {
+// onDisks runs test for each exporter of the machine whose devices outlive the
+// daemon. There must be one.
+func onDisks(t *testing.T, test func(t *testing.T, m *machine)) {
 	t.Helper()
 	need.Root(t)
-	need.Capability(t, "overlaybd-blockd", tcmu.Available())
 	need.Command(t, "mkfs.ext4")
-	m := newMachine(t, "auto")
-	m.start()
-	return m
+	var missing []error
+	found := false
+	for _, k := range exporter.Kinds() {
+		if k.Name == "fuse" {
+			continue
+		}
+		if err := k.Available(); err != nil {
+			missing = append(missing, err)
+			continue
+		}
+		t.Run(k.Name, func(t *testing.T) {
+			m := newMachine(t, k.Name)
+			m.start()
+			test(t, m)
+		})
+		found = true
+	}
+	if !found {
+		need.Capability(t, "overlaybd-blockd", errors.Join(missing...))
+	}
 }
 
 // content returns what the file in the tests' image holds.
@@ -178,12 +196,13 @@ func aligned(n int) []byte {
 
 // TestRestart: who reads a mounted image notices neither that the daemon is
 // killed nor that it is stopped and started.
-func TestRestart(t *testing.T) {
-	m := newTCMU(t)
+func TestRestart(t *testing.T) { onDisks(t, testRestart) }
+
+func testRestart(t *testing.T, m *machine) {
 	path, _ := m.image()
 	a := m.attach("1", path)
-	if a.File || a.Exporter != "tcmu" || !strings.HasPrefix(a.Path, "/dev/sd") {
-		t.Errorf("got %+v, want a SCSI disk", a)
+	if a.File || a.Exporter != m.cfg.Blockd.Exporter || !strings.HasPrefix(a.Path, "/dev/") {
+		t.Errorf("got %+v, want a disk", a)
 	}
 	if text, err := os.ReadFile(m.file("result")); err != nil || string(text) != "success" {
 		t.Errorf("result file says %q, %v", text, err)
@@ -214,8 +233,9 @@ func TestRestart(t *testing.T) {
 
 // TestLayerAway: the users of a device whose layer is away wait until it is
 // back.
-func TestLayerAway(t *testing.T) {
-	m := newTCMU(t)
+func TestLayerAway(t *testing.T) { onDisks(t, testLayerAway) }
+
+func testLayerAway(t *testing.T, m *machine) {
 	path, layer := m.image()
 	a := m.attach("1", path)
 	dir := m.mount(a.Path, unix.MS_RDONLY)
@@ -244,8 +264,9 @@ func TestLayerAway(t *testing.T) {
 
 // TestSpecGone: a device that belongs to nobody is removed, but not from under
 // its users.
-func TestSpecGone(t *testing.T) {
-	m := newTCMU(t)
+func TestSpecGone(t *testing.T) { onDisks(t, testSpecGone) }
+
+func testSpecGone(t *testing.T, m *machine) {
 	path, _ := m.image()
 	m.mount(m.attach("1", path).Path, unix.MS_RDONLY)
 	m.kill()
@@ -263,8 +284,9 @@ func TestSpecGone(t *testing.T) {
 
 // TestWritesSurviveKill: what was written before the daemon was killed is
 // there after it, though nobody has asked for it to be durable.
-func TestWritesSurviveKill(t *testing.T) {
-	m := newTCMU(t)
+func TestWritesSurviveKill(t *testing.T) { onDisks(t, testWritesSurviveKill) }
+
+func testWritesSurviveKill(t *testing.T, m *machine) {
 	up := spec.Upper{Data: m.file("data"), Index: m.file("index"), VSizeGB: 1}
 	path := m.save("writable", &spec.Volume{Upper: up})
 	disk := m.attach("1", path).Path
@@ -299,7 +321,10 @@ func TestWritesSurviveKill(t *testing.T) {
 // TestForeign serves a device that another program makes and removes by
 // itself, as the reference's attacher does, and the next daemon goes on.
 func TestForeign(t *testing.T) {
-	m := newTCMU(t)
+	need.Root(t)
+	need.Capability(t, "overlaybd-blockd", tcmu.Available())
+	m := newMachine(t, "auto") // which is TCMU then
+	m.start()
 	path, _ := m.image()
 	target := makeForeign(t, "77", path+";77")
 	if text, err := os.ReadFile(m.file("result")); err != nil || string(text) != "success" {
@@ -323,9 +348,11 @@ func TestForeign(t *testing.T) {
 
 // TestExporterChanges: disks made by the exporter of a former configuration
 // are served, while new devices are files.
-func TestExporterChanges(t *testing.T) {
-	m := newTCMU(t)
+func TestExporterChanges(t *testing.T) { onDisks(t, testExporterChanges) }
+
+func testExporterChanges(t *testing.T, m *machine) {
 	need.FUSE(t)
+	former := m.cfg.Blockd.Exporter
 	path, _ := m.image()
 	a := m.attach("1", path)
 	r := startReader(t, filepath.Join(m.mount(a.Path, unix.MS_RDONLY), "file"))
@@ -334,7 +361,7 @@ func TestExporterChanges(t *testing.T) {
 	m.configure("fuse")
 	m.start()
 	r.await()
-	if b := m.attach("1", path); b.Path != a.Path || b.Exporter != "tcmu" {
+	if b := m.attach("1", path); b.Path != a.Path || b.Exporter != former {
 		t.Errorf("got %+v, want the disk %s", b, a.Path)
 	}
 	if b := m.attach("2", path); !b.File || b.Exporter != "fuse" {

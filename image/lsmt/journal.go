@@ -153,6 +153,14 @@ func parseJournal(b, start []byte) (records []record, err error) {
 	return records, nil
 }
 
+// clear deletes a journal that is there before there is a record.
+func (j *journal) clear() error {
+	if err := os.Remove(j.name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // remove deletes the journal, whose records are in the index.
 func (j *journal) remove() error {
 	if j.f == nil {

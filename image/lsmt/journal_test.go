@@ -149,6 +149,27 @@ func TestJournalOfAnother(t *testing.T) {
 	}
 }
 
+// TestJournalOfReplaced: a new layer under the name of one that was killed does
+// not get its writes.
+func TestJournalOfReplaced(t *testing.T) {
+	dir := t.TempDir()
+	k := killed{filepath.Join(dir, "data"), filepath.Join(dir, "index")}
+	_, d := openLayer(t, k, &CreateOptions{VirtualSize: 1 << 20})
+	if _, err := d.WriteAt(t.Context(), sector(1), 0); err != nil {
+		t.Fatal(err)
+	}
+	k = kill(t, k)
+	if err := errors.Join(os.Remove(k.data), os.Remove(k.index)); err != nil {
+		t.Fatal(err)
+	}
+	openLayer(t, k, &CreateOptions{VirtualSize: 1 << 20})
+	_, d = openLayer(t, kill(t, k), nil)
+	got := make([]byte, SectorSize)
+	if _, err := d.ReadAt(t.Context(), got, 0); err != nil || !bytes.Equal(got, make([]byte, SectorSize)) {
+		t.Errorf("%v, or the write of the old layer is there", err)
+	}
+}
+
 func FuzzParseJournal(f *testing.F) {
 	start := make([]byte, journalHeader)
 	f.Add(start)

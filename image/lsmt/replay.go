@@ -15,9 +15,10 @@ import (
 // OpenWritable opens a writable layer and replays its index.
 //
 // What a crash leaves is repaired. The records that a process which was killed
-// had not written to the index yet are taken from its journal; half a record at the end of the index is
-// ignored, and so are records from the first one on that points past the end
-// of the data, since Sync had not returned for them.
+// had not written to the index yet are taken from its journal. Half a record at
+// the end of the index is ignored, and so are records from the first one on
+// that points past the end of the data, since Sync had not returned for them
+// before a power cut.
 func OpenWritable(data, index string, opts OpenOptions) (*Writable, error) {
 	w, err := openWritable(data, index, opts)
 	if err != nil {

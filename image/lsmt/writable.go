@@ -28,8 +28,7 @@ type Writable struct {
 	header Header // virtual size and UUIDs; of the index file when append-only
 	sparse bool
 
-	volatile bool     // nothing is made durable
-	journal  *journal // nil if volatile
+	journal *journal
 
 	mu      sync.RWMutex // guards what follows; never held across I/O
 	extents extents
@@ -56,10 +55,6 @@ type CreateOptions struct {
 
 	// Direct keeps the data file out of the page cache.
 	Direct bool
-
-	// Volatile leaves out all waiting for the disk: for scratch layers, which
-	// nobody wants back after a crash.
-	Volatile bool
 }
 
 // OpenOptions say how to open a writable layer.
@@ -95,11 +90,15 @@ func create(data, index string, opts CreateOptions) (w *Writable, err error) {
 	if err != nil {
 		return nil, err
 	}
-	w = &Writable{data: d, index: x, header: h, sparse: opts.Sparse, volatile: opts.Volatile, tail: headerSize, indexEnd: headerSize}
-	if !opts.Volatile {
-		w.journal = &journal{name: JournalPath(index), uuid: h.UUID}
+	w = &Writable{
+		data: d, index: x, header: h, sparse: opts.Sparse, tail: headerSize, indexEnd: headerSize,
+		journal: &journal{name: JournalPath(index), uuid: h.UUID},
 	}
-	if err := w.format(); err != nil {
+	err = w.journal.clear() // of a layer that had the name
+	if err == nil {
+		err = w.format()
+	}
+	if err != nil {
 		return nil, errors.Join(err, x.Close(), os.Remove(index))
 	}
 	return w, nil
@@ -114,15 +113,22 @@ func newHeader(opts CreateOptions) (Header, error) {
 	if err != nil {
 		return Header{}, err
 	}
-	if v := opts.VirtualSize; v < 0 || v > maxVirtualSize || v%SectorSize != 0 {
-		return Header{}, fmt.Errorf("virtual size %d is not a multiple of %d up to 64 TiB", v, SectorSize)
+	if err := checkSize(opts.VirtualSize); err != nil {
+		return Header{}, err
 	}
 	return Header{VirtualSize: opts.VirtualSize, UUID: uuid, ParentUUID: parent}, nil
 }
 
+func checkSize(n int64) error {
+	if n < 0 || n > maxVirtualSize || n%SectorSize != 0 {
+		return fmt.Errorf("virtual size %d is not a multiple of %d up to 64 TiB", n, SectorSize)
+	}
+	return nil
+}
+
 // format writes both headers and makes the two files durable.
 func (w *Writable) format() error {
-	if err := w.writeHeaders(); err != nil || w.volatile {
+	if err := w.writeHeaders(); err != nil {
 		return err
 	}
 	if err := errors.Join(w.data.Sync(), w.index.Sync()); err != nil {
@@ -163,7 +169,7 @@ func (w *Writable) inherit(size int64) error {
 	if err := w.writeHeaders(); err != nil {
 		return err
 	}
-	return errors.Join(w.datasync(w.data.File), w.datasync(w.index))
+	return errors.Join(datasync(w.data.File), datasync(w.index))
 }
 
 // write stores p at byte offset off.
@@ -240,10 +246,8 @@ func (w *Writable) record(each func(yield func(record))) error {
 
 // insert reports whether many records are pending.
 func (w *Writable) insert(each func(yield func(record))) (full bool, err error) {
-	if w.journal != nil {
-		w.journal.mu.Lock()
-		defer w.journal.mu.Unlock()
-	}
+	w.journal.mu.Lock()
+	defer w.journal.mu.Unlock()
 	w.mu.Lock()
 	if w.closed {
 		w.mu.Unlock()
@@ -260,7 +264,7 @@ func (w *Writable) insert(each func(yield func(record))) (full bool, err error) 
 	added := w.pending[before:]
 	full = len(w.pending) >= maxPending
 	w.mu.Unlock()
-	if w.journal != nil && len(added) > 0 {
+	if len(added) > 0 {
 		err = w.journal.append(added)
 	}
 	return full, err
@@ -301,9 +305,6 @@ func (w *Writable) sync(ctx context.Context) error {
 
 // trimJournal drops what is in the index file from the journal.
 func (w *Writable) trimJournal() error {
-	if w.journal == nil {
-		return nil
-	}
 	w.journal.mu.Lock() // no record comes meanwhile
 	defer w.journal.mu.Unlock()
 	w.mu.RLock()
@@ -313,7 +314,7 @@ func (w *Writable) trimJournal() error {
 }
 
 func (w *Writable) flush(records []byte) error {
-	if err := w.datasync(w.data.File); err != nil {
+	if err := datasync(w.data.File); err != nil {
 		return err
 	}
 	if len(records) == 0 {
@@ -322,7 +323,7 @@ func (w *Writable) flush(records []byte) error {
 	if _, err := w.index.WriteAt(records, w.indexEnd); err != nil {
 		return err
 	}
-	if err := w.datasync(w.index); err != nil {
+	if err := datasync(w.index); err != nil {
 		return err
 	}
 	w.indexEnd += int64(len(records))
@@ -330,10 +331,7 @@ func (w *Writable) flush(records []byte) error {
 }
 
 // datasync makes the content of a file of the layer durable.
-func (w *Writable) datasync(f *os.File) error {
-	if w.volatile {
-		return nil
-	}
+func datasync(f *os.File) error {
 	if err := unix.Fdatasync(int(f.Fd())); err != nil {
 		return &os.PathError{Op: "fdatasync", Path: f.Name(), Err: err}
 	}
@@ -369,9 +367,6 @@ func (w *Writable) Close() error {
 
 // closeJournal deletes the journal if the index has all of it.
 func (w *Writable) closeJournal(synced bool) error {
-	if w.journal == nil {
-		return nil
-	}
 	w.journal.mu.Lock()
 	defer w.journal.mu.Unlock()
 	if synced {

@@ -29,7 +29,7 @@ var floors = []struct {
 	{"fetcher/fetchertest", []string{"fetcher"}},
 	{"fetcher/*", []string{"fetcher"}},
 	{"cache", []string{"fetcher"}},
-	{"backend/*", []string{"backend"}},
+	{"backend/*", []string{"backend", "backend/internal/*"}},
 	{"image/spec", nil},
 	{"image/lsmt", []string{"fetcher", "backend"}},
 	{"image/zfile", []string{"fetcher"}},

@@ -46,7 +46,7 @@ func TestRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(fd) //nolint:errcheck // read in full
+	defer unix.Close(fd)
 	word := new(uint64)
 	for i := range uint64(9) {
 		r.Read(fd, word, 100+i)
@@ -80,7 +80,7 @@ func TestCommand(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(fd) //nolint:errcheck // never written
+	defer unix.Close(fd)
 	at := sqeSize * (r.next & r.sqMask)
 	data := r.Command(fd, 0x1234, 42)
 	if len(data) != MaxCommand {
@@ -113,7 +113,7 @@ func TestBatch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(fd) //nolint:errcheck // never written
+	defer unix.Close(fd)
 	for i := range uint64(n) {
 		r.Command(fd, 1, i)
 	}

@@ -29,6 +29,7 @@ var floors = []struct {
 	{"fetcher/fetchertest", []string{"fetcher"}},
 	{"fetcher/*", []string{"fetcher"}},
 	{"cache", []string{"fetcher"}},
+	{"backend/ublk/internal/driver", []string{"backend/ublk/internal/uring"}},
 	{"backend/*", []string{"backend", "backend/internal/*"}},
 	{"image/spec", nil},
 	{"image/lsmt", []string{"fetcher", "backend"}},

@@ -146,7 +146,7 @@ func (q *queue) over() bool {
 func (q *queue) lull() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.asleep = len(q.answered) == 0 && !(q.stopping && q.busy == 0)
+	q.asleep = len(q.answered) == 0 && (q.busy > 0 || !q.stopping)
 	return q.asleep
 }
 

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/backend/internal/claim"
 	"github.com/overlaybd-go/overlaybd/backend/tcmu/internal/configfs"
 )
 
@@ -123,11 +124,11 @@ func (e *Exporter) removeOrphan(ctx context.Context, s configfs.Backstore) error
 	if err != nil {
 		return err
 	}
-	claim, err := claimDisk(disk)
+	c, err := claim.Take(disk.Node, disk.Dev)
 	if err != nil {
 		return fmt.Errorf("%w: %w", backend.ErrOrphan, err)
 	}
-	defer claim.release()
+	defer c.Release()
 	return e.clear(ctx, s)
 }
 

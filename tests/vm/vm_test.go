@@ -81,8 +81,8 @@ var guests = []struct {
 }{
 	{linux61, []string{"backend/tcmu"}, []string{"configfs", "target_core_user", "tcm_loop", "sd_mod"}},
 	{linux61, []string{"cmd/overlaybd-blockd"}, []string{"configfs", "target_core_user", "tcm_loop", "sd_mod", "ext4", "fuse", "loop"}},
-	{linux612, []string{"backend/tcmu"}, []string{"configfs", "target_core_user", "tcm_loop", "sd_mod"}},
-	{linux612, []string{"cmd/overlaybd-blockd"}, []string{"configfs", "target_core_user", "tcm_loop", "sd_mod", "ext4", "fuse", "loop"}},
+	{linux612, []string{"backend/tcmu", "backend/ublk"}, []string{"configfs", "target_core_user", "tcm_loop", "sd_mod", "ublk_drv"}},
+	{linux612, []string{"cmd/overlaybd-blockd"}, []string{"configfs", "target_core_user", "tcm_loop", "sd_mod", "ublk_drv", "ext4", "fuse", "loop"}},
 }
 
 // TestGuests runs the tests that their host cannot.

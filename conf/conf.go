@@ -46,6 +46,7 @@ type Config struct {
 	Cache    Cache    `toml:"cache"`
 	Registry Registry `toml:"registry"`
 	TCMU     TCMU     `toml:"tcmu"`
+	Ublk     Ublk     `toml:"ublk"`
 	Fuse     Fuse     `toml:"fuse"`
 }
 
@@ -68,7 +69,7 @@ type Blockd struct {
 	Binary      string   `toml:"binary"` // empty: beside the snapshotter's own
 	Address     string   `toml:"address"`
 	StateDir    string   `toml:"state_dir"`
-	Exporter    string   `toml:"exporter"` // auto, tcmu, fuse
+	Exporter    string   `toml:"exporter"` // auto, tcmu, ublk, fuse
 	Patience    Duration `toml:"patience"`
 	MemoryLimit Size     `toml:"memory_limit"` // 0: none
 }
@@ -105,6 +106,12 @@ type TCMU struct {
 	DataArea       Size     `toml:"data_area"`
 	CommandTimeout Duration `toml:"command_timeout"` // 0: never
 	DiskTimeout    Duration `toml:"disk_timeout"`
+}
+
+// Ublk is the exporter that serves devices through io_uring.
+type Ublk struct {
+	Queues     int `toml:"queues"` // 0: one per processor, at most 4
+	QueueDepth int `toml:"queue_depth"`
 }
 
 // Fuse is the exporter that serves devices as files.
@@ -161,6 +168,7 @@ func Default() *Config {
 			// The reference's: longer than any outage.
 			DiskTimeout: Duration(2147483 * time.Second),
 		},
+		Ublk: Ublk{QueueDepth: 64},
 		Fuse: Fuse{Dir: "/run/overlaybd-blockd/devices", MaxBackground: 64},
 	}
 }

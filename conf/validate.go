@@ -43,6 +43,8 @@ func (c *Config) Validate() error {
 	c.Cache.validate(&p)
 	c.Registry.validate(&p)
 	c.TCMU.validate(&p)
+	p.between("ublk.queues", c.Ublk.Queues, 0, 4096) // the driver's limits
+	p.between("ublk.queue_depth", c.Ublk.QueueDepth, 1, 4096)
 	p.path("fuse.dir", c.Fuse.Dir)
 	p.between("fuse.max_background", c.Fuse.MaxBackground, 1, 65535) // the kernel's field is 16 bits wide
 	p.check(c.Address != c.Blockd.Address, "blockd.address", "%q is also the snapshotter's address", c.Blockd.Address)
@@ -85,7 +87,7 @@ func (b *Blockd) validate(p *problems) {
 	p.maybePath("blockd.binary", b.Binary)
 	p.socket("blockd.address", b.Address)
 	p.path("blockd.state_dir", b.StateDir)
-	p.oneOf("blockd.exporter", b.Exporter, "auto", "tcmu", "fuse")
+	p.oneOf("blockd.exporter", b.Exporter, "auto", "tcmu", "ublk", "fuse")
 	p.check(b.Patience >= 0, "blockd.patience", "is negative")
 	p.check(b.MemoryLimit >= 0, "blockd.memory_limit", "is negative")
 }

@@ -35,6 +35,7 @@ func other() *conf.Config {
 			RetryBudget: 0, MaxPerHost: 1, BackgroundRate: 100 << 20,
 		},
 		TCMU: conf.TCMU{QueueDepth: 1, DataArea: 1 << 20, CommandTimeout: conf.Duration(time.Second), DiskTimeout: conf.Duration(time.Minute)},
+		Ublk: conf.Ublk{Queues: 2, QueueDepth: 32},
 		Fuse: conf.Fuse{Dir: "/f", MaxBackground: 12},
 	}
 }
@@ -54,7 +55,7 @@ func TestValidate(t *testing.T) {
 			"cache.dir", "cache.block_size", "cache.extent_size", "cache.max_extent", "cache.fetch_timeout",
 			"registry.dial_timeout", "registry.idle_timeout", "registry.max_per_host",
 			"tcmu.queue_depth", "tcmu.data_area", "tcmu.disk_timeout",
-			"fuse.dir", "fuse.max_background", "blockd.address", "blockd.state_dir",
+			"ublk.queue_depth", "fuse.dir", "fuse.max_background", "blockd.address", "blockd.state_dir",
 		}},
 		{"relative paths", func(c *conf.Config) { c.Root, c.Cache.Dir = "r", "../c" }, []string{"root", "cache.dir"}},
 		{"long socket", func(c *conf.Config) { c.Address = "/" + strings.Repeat("x", 107) }, []string{"address"}},
@@ -65,6 +66,7 @@ func TestValidate(t *testing.T) {
 		{"tcmu beyond the kernel's", func(c *conf.Config) {
 			c.TCMU = conf.TCMU{QueueDepth: 1025, DataArea: 1 << 31, CommandTimeout: 1, DiskTimeout: conf.Duration(600 * time.Hour)}
 		}, []string{"tcmu.queue_depth", "tcmu.data_area", "tcmu.command_timeout", "tcmu.disk_timeout"}},
+		{"ublk beyond the driver's", func(c *conf.Config) { c.Ublk = conf.Ublk{Queues: 4097, QueueDepth: 4097} }, []string{"ublk.queues", "ublk.queue_depth"}},
 		{"exporter unknown", func(c *conf.Config) { c.Blockd.Exporter = "nbd" }, []string{"blockd.exporter"}},
 		{"block size", func(c *conf.Config) { c.Cache.BlockSize = 5000 }, []string{"cache.block_size"}},
 		{"extent below block", func(c *conf.Config) { c.Cache.ExtentSize = 32 << 10 }, []string{"cache.extent_size"}},

@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/overlaybd-go/overlaybd/backend"
 	"github.com/overlaybd-go/overlaybd/backend/fuse"
 	"github.com/overlaybd-go/overlaybd/backend/tcmu"
+	"github.com/overlaybd-go/overlaybd/backend/ublk"
 	"github.com/overlaybd-go/overlaybd/cmd/internal/exporter"
 	"github.com/overlaybd-go/overlaybd/conf"
 	"github.com/overlaybd-go/overlaybd/daemon"
@@ -76,6 +78,14 @@ func (x *exporters) make(ctx context.Context, name string) (blockd.Exporter, err
 	switch name {
 	case "tcmu":
 		e, err = x.makeTCMU(ctx)
+	case "ublk":
+		e, err = ublk.New(ublk.Options{
+			Dir:        filepath.Join(x.cfg.Blockd.StateDir, "ublk"),
+			Tenant:     x.tenant(),
+			Queues:     x.cfg.Ublk.Queues,
+			QueueDepth: x.cfg.Ublk.QueueDepth,
+			Logger:     x.log,
+		})
 	case "fuse":
 		e, err = fuse.New(fuse.Options{Dir: x.cfg.Fuse.Dir, MaxBackground: x.cfg.Fuse.MaxBackground, Logger: x.log})
 	default:
@@ -88,8 +98,11 @@ func (x *exporters) make(ctx context.Context, name string) (blockd.Exporter, err
 	return blockd.Exporter{Name: name, Exporter: e}, nil
 }
 
+// tenant returns the number by which exporters know the tenant; 0 is none.
+func (x *exporters) tenant() int { return max(0, x.cfg.Tenant) }
+
 func (x *exporters) makeTCMU(ctx context.Context) (backend.Exporter, error) {
-	tenant := max(0, x.cfg.Tenant)
+	tenant := x.tenant()
 	lock, err := daemon.Lock(ctx, fmt.Sprintf(tcmuLock, tenant))
 	if err != nil {
 		return nil, fmt.Errorf("another process has the devices of tenant %d: %w", tenant, err)

@@ -41,10 +41,10 @@ func command() *cobra.Command {
 		Long: `Serve block devices of container images to overlaybd-snapshotter, which
 normally starts this daemon itself.
 
-On SIGTERM or SIGINT it stops. TCMU devices stay: whoever uses them waits until
-the daemon is started again. FUSE devices end with the daemon, so that it first
-waits until none is in use; a second signal stops it at once, and readers of
-FUSE devices get I/O errors.`,
+On SIGTERM or SIGINT it stops. TCMU and ublk devices stay: whoever uses them
+waits until the daemon is started again. FUSE devices end with the daemon, so
+that it first waits until none is in use; a second signal stops it at once, and
+readers of FUSE devices get I/O errors.`,
 		Example:       "  overlaybd-blockd --config /etc/overlaybd-snapshotter/config.toml",
 		Version:       version,
 		Args:          cobra.NoArgs,

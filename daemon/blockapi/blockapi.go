@@ -39,7 +39,7 @@ type Attachment struct {
 	ID       string `json:"id"`
 	SpecPath string `json:"spec"`
 
-	// Exporter is what makes the device: tcmu, fuse.
+	// Exporter is what makes the device: tcmu, ublk, fuse.
 	Exporter string `json:"exporter"`
 
 	// Path is the block special file, or, where File is set, a regular file

@@ -12,6 +12,7 @@ import (
 
 	"github.com/overlaybd-go/overlaybd/backend/fuse"
 	"github.com/overlaybd-go/overlaybd/backend/tcmu"
+	"github.com/overlaybd-go/overlaybd/backend/ublk"
 )
 
 // A Kind is one way, with the name it has in the configuration.
@@ -28,6 +29,7 @@ type Kind struct {
 func Kinds() []Kind {
 	return []Kind{
 		{"tcmu", "SCSI disks served from user space", tcmu.Available},
+		{"ublk", "block devices through io_uring", ublk.Available},
 		{"fuse", "files served from user space, on loop devices", fuse.Available},
 	}
 }

@@ -61,7 +61,7 @@ func TestKinds(t *testing.T) {
 	for _, k := range exporter.Kinds() {
 		names = append(names, k.Name)
 	}
-	if got := strings.Join(names, " "); got != "tcmu fuse" {
+	if got := strings.Join(names, " "); got != "tcmu ublk fuse" {
 		t.Errorf("auto tries %s", got)
 	}
 }

@@ -99,7 +99,7 @@ func (d *Device) add(ctx context.Context) (driver.Info, error) {
 		case err == nil:
 			return i, nil
 		case ctx.Err() != nil:
-			d.exporter.leave(d.id) // it may be made yet
+			d.exporter.leave(r) // it may be made yet
 			return driver.Info{}, err
 		}
 		if e := d.exporter.strike(r); e != nil || !errors.Is(err, unix.EEXIST) {
@@ -154,7 +154,7 @@ func (d *Device) rollBack(ctx context.Context) error {
 		err = d.server.wait()
 	}
 	if e := d.exporter.clear(ctx, d.record); e != nil {
-		d.exporter.leave(d.id)
+		d.exporter.leave(d.record)
 		err = errors.Join(err, e)
 	}
 	return err

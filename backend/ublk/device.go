@@ -125,13 +125,7 @@ func (d *Device) bringUp(ctx context.Context, i driver.Info) error {
 	if err := e.control.Start(ctx, i.Number, pid()); err != nil {
 		return err
 	}
-	if err := d.find(ctx); err != nil {
-		return err
-	}
-	if i.Features&driver.Recovery == 0 {
-		return nil
-	}
-	return e.host.hurry(ctx, i.Number)
+	return d.find(ctx)
 }
 
 // find learns where the disk is.

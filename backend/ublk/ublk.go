@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package ublk exports volumes as disks through the kernel's driver for block
-// devices in user space, ublk_drv, which speaks io_uring. It is the fastest way
-// to a disk where the kernel has it: requests come and are answered in batches,
-// and each queue of a disk has a thread of its own.
+// devices in user space, ublk_drv, which speaks io_uring. Nothing but the block
+// layer is in between: requests come and are answered in batches, and each
+// queue of a disk has a thread of its own.
 //
 // Devices survive the process: their users wait until the next one calls
 // [Exporter.Recover].
@@ -12,13 +12,18 @@
 // since then devices share buffers. Where a driver cannot let devices survive,
 // they end with the process.
 //
-// Three things to know:
+// Four things to know:
 //
 //   - What the kernel knows as number 7 is our device only if a record in
 //     Options.Dir says so, and bears the tag that the kernel's does. Other
 //     devices, whosever they are, are left alone.
 //   - A process that recovers devices takes all of them that belong to its
 //     tenant: there must not be two.
+//   - A process that dies while each request that a queue can hold is under
+//     way is noticed when those time out: after 30 s, or what udev writes to
+//     queue/io_timeout of the disks. This process must not write there: that
+//     waits in the kernel for requests that it has to answer itself, and if it
+//     were killed meanwhile it would never let go of them.
 //   - Remove cannot see programs in other PID namespaces that have the disk
 //     open without having mounted it.
 //
@@ -113,7 +118,6 @@ type host struct {
 	serve  func(context.Context, driver.Info, handler) (server, error)
 	settle func(context.Context, driver.Info) error
 	find   func(number uint32, p driver.Params) (node, error)
-	hurry  func(ctx context.Context, number uint32) error
 }
 
 // wanted are the features that make a device better.
@@ -130,7 +134,7 @@ func open(opts Options, use driver.Feature) (*Exporter, error) {
 	if err != nil {
 		return nil, err
 	}
-	e, err := newExporter(opts, k, host{serve: serve, settle: settle, find: findNode, hurry: hurry}, use)
+	e, err := newExporter(opts, k, host{serve: serve, settle: settle, find: findNode}, use)
 	if err != nil {
 		return nil, errors.Join(err, k.Close())
 	}

@@ -183,7 +183,6 @@ func (f *fakeDriver) host() host {
 		find: func(number uint32, _ driver.Params) (node, error) {
 			return node{path: fmt.Sprintf("/none/%s", driver.BlockName(number))}, nil
 		},
-		hurry: func(context.Context, uint32) error { return nil },
 	}
 }
 

@@ -36,11 +36,19 @@ func TestRecovery(t *testing.T) {
 }
 
 // TestRecoverFullQueue kills processes while each request that the kernel can
-// have under way is: it has none to spare by which to notice.
+// have under way is: it has none to spare by which to notice, and waits until
+// that request times out, in 30 s or what an administrator says.
 func TestRecoverFullQueue(t *testing.T) {
 	needUBLK(t)
 	t.Setenv(depthVar, "1")
-	backendtest.RunRecovery(t, backendtest.Recovery{New: survivor, Kills: 3, Left: checkNothingLeft})
+	tune := func(t *testing.T, disk string) {
+		t.Helper()
+		timeout := filepath.Join("/sys/block", filepath.Base(disk), "queue/io_timeout")
+		if err := os.WriteFile(timeout, []byte("1000"), 0); err != nil { // ms
+			t.Fatal(err)
+		}
+	}
+	backendtest.RunRecovery(t, backendtest.Recovery{New: survivor, Tune: tune, Kills: 3, Left: checkNothingLeft})
 }
 
 // checkNothingLeft fails if the kernel has devices.

@@ -84,7 +84,6 @@ func (x *exporters) make(ctx context.Context, name string) (blockd.Exporter, err
 			Tenant:     x.tenant(),
 			Queues:     x.cfg.Ublk.Queues,
 			QueueDepth: x.cfg.Ublk.QueueDepth,
-			Logger:     x.log,
 		})
 	case "fuse":
 		e, err = fuse.New(fuse.Options{Dir: x.cfg.Fuse.Dir, MaxBackground: x.cfg.Fuse.MaxBackground, Logger: x.log})

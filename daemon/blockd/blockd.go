@@ -260,12 +260,15 @@ func (d *Daemon) remove(ctx context.Context, dev *device) error {
 	return d.forget(dev.id)
 }
 
-// forget takes a device that is gone out of table and records.
+// forget takes a device that is gone out of records and table.
 func (d *Daemon) forget(id string) error {
+	if err := d.records.remove(id); err != nil {
+		return err
+	}
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	delete(d.devices, id)
-	d.mu.Unlock()
-	return d.records.remove(id)
+	return nil
 }
 
 // Attachments implements blockapi.Service.

@@ -113,6 +113,15 @@ func (e *Exporter) recoverDevice(ctx context.Context, r record, i driver.Info, o
 
 // removeOrphan removes a device that nobody knows, unless it is in use.
 func (e *Exporter) removeOrphan(ctx context.Context, r record) error {
+	if err := e.stopOrphan(ctx, r); err != nil {
+		return err
+	}
+	return e.clear(ctx, r)
+}
+
+// stopOrphan makes the disk of an orphan disappear. It keeps the disk from
+// being used only so long: the kernel does not forget a device that is open.
+func (e *Exporter) stopOrphan(ctx context.Context, r record) error {
 	p, err := e.control.Params(ctx, r.number)
 	if err != nil {
 		return err
@@ -126,7 +135,7 @@ func (e *Exporter) removeOrphan(ctx context.Context, r record) error {
 		return fmt.Errorf("%w: %w", backend.ErrOrphan, err)
 	}
 	defer c.Release()
-	return e.clear(ctx, r)
+	return e.control.Stop(ctx, r.number)
 }
 
 // resume serves a device that exists. After an error its users wait as before,

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -78,17 +79,31 @@ var guests = []struct {
 	kernel   string
 	packages []string
 	modules  []string
+	require  string // what the tests find there, beside programs
 }{
-	{linux61, []string{"backend/tcmu"}, []string{"configfs", "target_core_user", "tcm_loop", "sd_mod"}},
-	{linux612, []string{"backend/tcmu"}, []string{"configfs", "target_core_user", "tcm_loop", "sd_mod"}},
+	{
+		linux61,
+		[]string{"backend/tcmu", "cmd/overlaybd-blockd"},
+		[]string{"configfs", "target_core_user", "tcm_loop", "sd_mod", "fuse", "loop", "ext4"},
+		"root,fuse,loop,tcmu",
+	},
+	{
+		linux612,
+		[]string{"backend/tcmu", "backend/ublk", "cmd/overlaybd-blockd"},
+		[]string{"configfs", "target_core_user", "tcm_loop", "sd_mod", "ublk_drv", "fuse", "loop", "ext4"},
+		"root,fuse,loop,tcmu,ublk",
+	},
 }
+
+// programs are what the tests in the guests use.
+var programs = []string{"mkfs.ext4", "e2fsck", "blkdiscard", "sh", "mkdir", "ln", "rm", "rmdir"}
 
 // TestGuests runs the tests that their host cannot.
 func TestGuests(t *testing.T) {
 	for _, g := range guests {
 		t.Run(g.kernel, func(t *testing.T) {
 			guest := &Guest{Kernel: need.Kernel(t, g.kernel), Modules: g.modules, Files: make(map[string]string)}
-			for _, name := range []string{"mkfs.ext4", "e2fsck", "blkdiscard", "sh", "mkdir", "ln", "rm", "rmdir"} {
+			for _, name := range programs {
 				guest.Programs = append(guest.Programs, need.Command(t, name))
 			}
 			for _, pkg := range g.packages {
@@ -96,7 +111,7 @@ func TestGuests(t *testing.T) {
 				guest.Files[name] = goBuild(t, t.TempDir(), "test", pkg)
 				guest.Commands = append(guest.Commands, job.Command{
 					Args: append([]string{name, "-test.v", "-test.timeout=7m"}, guestFlags()...),
-					Env:  []string{"REQUIRE=all," + filepath.Base(pkg)},
+					Env:  []string{"REQUIRE=" + strings.Join(append(slices.Clone(programs), g.require), ",")},
 				})
 			}
 			if code := run(t, t.Output(), guest); code != 0 {

@@ -80,7 +80,7 @@ var guests = []struct {
 	modules  []string
 }{
 	{linux61, []string{"backend/tcmu"}, []string{"configfs", "target_core_user", "tcm_loop", "sd_mod"}},
-	{linux612, []string{"backend/tcmu"}, []string{"configfs", "target_core_user", "tcm_loop", "sd_mod"}},
+	{linux612, []string{"backend/tcmu", "backend/ublk"}, []string{"configfs", "target_core_user", "tcm_loop", "sd_mod", "ublk_drv"}},
 }
 
 // TestGuests runs the tests that their host cannot.

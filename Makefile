@@ -21,7 +21,7 @@ demo: setup build ## run Python from an image that is not here yet; needs root
 
 test: setup ## run every test with the race detector; needs root
 	CGO_ENABLED=1 REQUIRE=root,fuse,loop,golden,mariadb $(GO) test -race -timeout 30m ./...
-	$(GO) test -run Alloc ./backend/fuse ./cache ./image/lsmt ./image/zfile # which the race detector changes
+	$(GO) test -run Alloc ./backend/fuse ./backend/ublk ./cache ./image/lsmt ./image/zfile # which the race detector changes
 
 test-vm: ## run the tests for kernels that this machine lacks, in QEMU
 	REQUIRE=qemu $(GO) test -count=1 -v -timeout 30m ./tests/vm

@@ -19,6 +19,10 @@ type Recovery struct {
 	// directory. It may use what is beside the directory, not what is in it.
 	New func(dir string) (Survivor, error)
 
+	// Tune does to the disk, before it is used, what an administrator may do;
+	// it may be nil.
+	Tune func(t *testing.T, disk string)
+
 	// Kills is how often to kill a process that serves a device.
 	Kills int
 
@@ -50,7 +54,11 @@ func (r Recovery) dir(t *testing.T, volume string) string {
 func (r Recovery) kill(t *testing.T) {
 	dir := r.dir(t, "kill")
 	c := startChild(t, "serve", dir)
-	l := StartLoad(t, c.line(t))
+	disk := c.line(t)
+	if r.Tune != nil {
+		r.Tune(t, disk)
+	}
+	l := StartLoad(t, disk)
 	for range r.Kills {
 		if got := c.line(t); got != "ready" {
 			t.Fatalf("the child says %q", got)

@@ -49,8 +49,9 @@ func survive(f *fakeDriver, at int, late bool, op func()) bool {
 func checkNext(t *testing.T, f *fakeDriver, opts Options) {
 	t.Helper()
 	e := newFakeExporter(t, f, opts)
+	known := len(e.left) > 0
 	_, err := e.Export(t.Context(), "device", volume())
-	if known := e.left["device"]; known != errors.Is(err, fs.ErrExist) || !known && err != nil {
+	if known != errors.Is(err, fs.ErrExist) || !known && err != nil {
 		t.Errorf("Export of an id that was left (%v) = %v", known, err)
 	}
 	devices, err := e.Recover(t.Context(), openVolume)
@@ -92,7 +93,7 @@ func TestCrash(t *testing.T) {
 }
 
 func crashOnce(t *testing.T, op string, features driver.Feature, at int, late bool) bool {
-	f := newFakeDriver()
+	f := newFakeDriver(t)
 	f.features = features
 	f.foreign(foreign)
 	opts := Options{Dir: t.TempDir()}
@@ -130,7 +131,7 @@ func crashOnce(t *testing.T, op string, features driver.Feature, at int, late bo
 // Export says so, and nothing is left.
 func TestRefused(t *testing.T) {
 	for at := 1; ; at++ {
-		f := newFakeDriver()
+		f := newFakeDriver(t)
 		opts := Options{Dir: t.TempDir()}
 		e := newFakeExporter(t, f, opts)
 		f.count, f.crash, f.refuse = 0, at, unix.ENOMEM
@@ -153,7 +154,7 @@ func TestRefused(t *testing.T) {
 
 // TestNumberTaken finds other numbers when those that seemed free are not.
 func TestNumberTaken(t *testing.T) {
-	f := newFakeDriver()
+	f := newFakeDriver(t)
 	for n := range uint32(5) {
 		f.foreign(n)
 	}
@@ -173,7 +174,7 @@ func TestNumberTaken(t *testing.T) {
 
 // TestStale has another program's device under the number of a record.
 func TestStale(t *testing.T) {
-	f := newFakeDriver()
+	f := newFakeDriver(t)
 	opts := Options{Dir: t.TempDir()}
 	e := newFakeExporter(t, f, opts)
 	if _, err := e.Export(t.Context(), "device", volume()); err != nil {
@@ -193,7 +194,7 @@ func TestStale(t *testing.T) {
 // TestDamagedRecord tells of a record that cannot be read where the kernel has
 // a device that it may be of, and forgets it where there is none.
 func TestDamagedRecord(t *testing.T) {
-	f := newFakeDriver()
+	f := newFakeDriver(t)
 	f.foreign(3)
 	opts := Options{Dir: t.TempDir()}
 	e := newFakeExporter(t, f, opts)
@@ -217,7 +218,7 @@ func TestDamagedRecord(t *testing.T) {
 // TestOpenFails leaves a device whose volume cannot be opened as it is, and its
 // id taken, until it can.
 func TestOpenFails(t *testing.T) {
-	f := newFakeDriver()
+	f := newFakeDriver(t)
 	opts := Options{Dir: t.TempDir()}
 	e := newFakeExporter(t, f, opts)
 	if _, err := e.Export(t.Context(), "device", volume()); err != nil {
@@ -243,7 +244,7 @@ func TestOpenFails(t *testing.T) {
 
 // TestTenants has two tenants use the same directory and ids.
 func TestTenants(t *testing.T) {
-	f := newFakeDriver()
+	f := newFakeDriver(t)
 	dir := t.TempDir()
 	for tenant := range 2 {
 		e := newFakeExporter(t, f, Options{Dir: dir, Tenant: tenant})

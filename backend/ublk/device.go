@@ -99,7 +99,7 @@ func (d *Device) add(ctx context.Context) (driver.Info, error) {
 		case err == nil:
 			return i, nil
 		case ctx.Err() != nil:
-			d.exporter.leave(d.id) // it may be made yet
+			d.exporter.leave(r) // it may be made yet
 			return driver.Info{}, err
 		}
 		if e := d.exporter.strike(r); e != nil || !errors.Is(err, unix.EEXIST) {
@@ -125,13 +125,7 @@ func (d *Device) bringUp(ctx context.Context, i driver.Info) error {
 	if err := e.control.Start(ctx, i.Number, pid()); err != nil {
 		return err
 	}
-	if err := d.find(ctx); err != nil {
-		return err
-	}
-	if i.Features&driver.Recovery == 0 {
-		return nil
-	}
-	return e.host.hurry(ctx, i.Number)
+	return d.find(ctx)
 }
 
 // find learns where the disk is.
@@ -154,7 +148,7 @@ func (d *Device) rollBack(ctx context.Context) error {
 		err = d.server.wait()
 	}
 	if e := d.exporter.clear(ctx, d.record); e != nil {
-		d.exporter.leave(d.id)
+		d.exporter.leave(d.record)
 		err = errors.Join(err, e)
 	}
 	return err

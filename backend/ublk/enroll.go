@@ -6,8 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -61,8 +63,32 @@ func (e *Exporter) strike(r record) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.numbers, r.number)
-	delete(e.left, r.id)
+	delete(e.left, r.number)
 	return nil
+}
+
+// leave leaves a device, or what there is of it, to Recover.
+func (e *Exporter) leave(r record) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.left[r.number] = r.id
+}
+
+// findLeft returns the numbers of the records that are of no device of e's.
+func (e *Exporter) findLeft() ([]uint32, error) {
+	numbers, err := e.records.numbers()
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, n := range numbers {
+		if !e.numbers[n] {
+			r, _ := e.records.get(n) // Recover tells what is wrong with it
+			e.numbers[n], e.left[n] = true, r.id
+		}
+	}
+	return slices.Collect(maps.Keys(e.left)), nil
 }
 
 // ours reports whether the device of the record's number exists and is the one

@@ -27,6 +27,7 @@ type fakeDriver struct {
 	late     bool  // kill after the command, not before
 	refuse   error // what the command number crash is answered with, instead
 	crashed  chan struct{}
+	servers  []*fakeServer
 }
 
 type fakeDevice struct {
@@ -47,8 +48,17 @@ func (s *fakeServer) wait() error {
 	return nil
 }
 
-func newFakeDriver() *fakeDriver {
-	return &fakeDriver{devices: make(map[uint32]*fakeDevice), features: wanted, crashed: make(chan struct{})}
+// newFakeDriver returns a driver, and ends those who serve its devices when the
+// test ends, dead or not.
+func newFakeDriver(t *testing.T) *fakeDriver {
+	t.Helper()
+	f := &fakeDriver{devices: make(map[uint32]*fakeDevice), features: wanted, crashed: make(chan struct{})}
+	t.Cleanup(func() {
+		for _, s := range f.servers {
+			s.stop()
+		}
+	})
+	return f
 }
 
 var _ driver.Conn = (*fakeDriver)(nil)
@@ -166,17 +176,17 @@ func (f *fakeDriver) host() host {
 			defer f.mu.Unlock()
 			s := &fakeServer{ended: make(chan struct{})}
 			f.devices[i.Number].server = s
+			f.servers = append(f.servers, s)
 			return s, nil
 		},
 		settle: func(context.Context, driver.Info) error { return nil },
 		find: func(number uint32, _ driver.Params) (node, error) {
 			return node{path: fmt.Sprintf("/none/%s", driver.BlockName(number))}, nil
 		},
-		hurry: func(context.Context, uint32) error { return nil },
 	}
 }
 
-// numbers returns how many devices there are.
+// number returns how many devices there are.
 func (f *fakeDriver) number() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()

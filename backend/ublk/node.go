@@ -3,9 +3,7 @@
 package ublk
 
 import (
-	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -32,21 +30,4 @@ func findNode(number uint32, p driver.Params) (node, error) {
 		return node{}, fmt.Errorf("%s is not the disk %d:%d", n.path, p.Major, p.Minor)
 	}
 	return n, nil
-}
-
-// hurry has the kernel look once a second, not every 30, at requests that are
-// not answered. A server that dies while each request that its queue can hold
-// is under way is noticed only then. The kernel waits for what is under way
-// meanwhile, and so may this.
-func hurry(ctx context.Context, number uint32) error {
-	const ms = "1000"
-	name := filepath.Join("/sys/block", driver.BlockName(number), "queue/io_timeout")
-	done := make(chan error, 1)
-	go func() { done <- os.WriteFile(name, []byte(ms), 0) }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("write %s: %w", name, ctx.Err())
-	}
 }

@@ -26,9 +26,9 @@ func pid() int { return os.Getpid() }
 // is left of devices that were being made or removed, and can have no users,
 // is removed.
 func (e *Exporter) Recover(ctx context.Context, open func(ctx context.Context, id string) (backend.Volume, error)) ([]backend.Device, error) {
-	numbers, err := e.records.numbers()
+	numbers, err := e.findLeft()
 	if err != nil {
-		return nil, fmt.Errorf("list devices: %w", err)
+		return nil, err
 	}
 	var (
 		mu      sync.Mutex // guards devices and errs
@@ -60,13 +60,10 @@ func (e *Exporter) Recover(ctx context.Context, open func(ctx context.Context, i
 // recovered.
 func (e *Exporter) recoverNumber(ctx context.Context, number uint32, open opener) (*Device, error) {
 	r, damaged := e.records.get(number)
-	if errors.Is(damaged, os.ErrNotExist) || damaged == nil && e.serves(r) {
-		return nil, nil
-	}
 	i, err := e.control.Info(ctx, number)
 	switch {
 	case errors.Is(err, unix.ENODEV), err == nil && damaged == nil && i.Tag != r.tag:
-		return nil, e.strike(record{number: number, id: r.id})
+		return nil, e.strike(record{number: number})
 	case damaged != nil:
 		return nil, damaged // and who knows whose device that is
 	}
@@ -78,13 +75,6 @@ func (e *Exporter) recoverNumber(ctx context.Context, number uint32, open opener
 		return nil, fmt.Errorf("recover device %q: %w", r.id, err)
 	}
 	return d, nil
-}
-
-// serves reports whether the device of a record is served by e.
-func (e *Exporter) serves(r record) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.devices[r.id] != nil
 }
 
 // recoverDevice recovers the device that a record and the kernel tell of.
@@ -112,7 +102,7 @@ func (e *Exporter) recoverDevice(ctx context.Context, r record, i driver.Info, o
 		return nil, errors.Join(err, v.Close())
 	}
 	e.mu.Lock()
-	delete(e.left, r.id)
+	delete(e.left, r.number)
 	e.mu.Unlock()
 	return d, nil
 }

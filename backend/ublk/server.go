@@ -183,21 +183,32 @@ func settle(ctx context.Context, i driver.Info) error {
 	}
 	var r *uring.Ring
 	startThread(func() {
-		if r, err = uring.New(i.Queues * i.Depth); err != nil {
+		if r, err = uring.New(i.Depth); err != nil {
 			return
 		}
-		fetch, _ := driver.Fetches(i.Features)
-		for n := range i.Queues * i.Depth {
-			addr := uintptr(0)
-			if i.Features&driver.UserCopy == 0 {
-				addr = pageSize // never used, but it must not be zero
-			}
-			driver.EncodeFetch(r.Command(char, fetch, 0), n/i.Depth, n%i.Depth, 0, addr)
+		for queue := range i.Queues {
+			err = errors.Join(err, fetchAll(r, char, queue, i))
 		}
-		err = r.Enter(false)
 	}).wait()
 	if r != nil {
 		err = errors.Join(err, r.Close())
 	}
 	return errors.Join(err, unix.Close(char))
+}
+
+// fetchAll asks for the requests of a queue, and does not care for the answer.
+func fetchAll(r *uring.Ring, char, queue int, i driver.Info) error {
+	fetch, _ := driver.Fetches(i.Features)
+	addr := uintptr(0)
+	if i.Features&driver.UserCopy == 0 {
+		addr = pageSize // never used, but it must not be zero
+	}
+	for tag := range i.Depth {
+		driver.EncodeFetch(r.Command(char, fetch, 0), queue, tag, 0, addr)
+	}
+	err := r.Enter(false)
+	for ok := true; ok; {
+		_, _, ok = r.Completion()
+	}
+	return err
 }

@@ -1,21 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package ublk exports volumes as disks through the kernel's driver for block
-// devices in user space, ublk_drv, which speaks io_uring. It is the fastest way
-// to a disk where the kernel has it: requests come and are answered in batches,
-// and each queue of a disk has a thread of its own.
+// devices in user space, ublk_drv, which speaks io_uring. Nothing but the block
+// layer is in between: requests come and are answered in batches, and each
+// queue of a disk has a thread of its own.
 //
 // Devices survive the process: their users wait until the next one calls
-// [Exporter.Recover]. Before Linux 6.1 they do not, and what is missing in a
-// newer driver is done without: see [driver.Feature].
+// [Exporter.Recover].
 //
-// Three things to know:
+// It takes Linux 6.1. Before 6.5 the data of each request has memory of its own;
+// since then devices share buffers. Where a driver cannot let devices survive,
+// they end with the process.
+//
+// Four things to know:
 //
 //   - What the kernel knows as number 7 is our device only if a record in
 //     Options.Dir says so, and bears the tag that the kernel's does. Other
 //     devices, whosever they are, are left alone.
 //   - A process that recovers devices takes all of them that belong to its
 //     tenant: there must not be two.
+//   - A process that dies while each request that a queue can hold is under
+//     way is noticed when those time out: after 30 s, or what udev writes to
+//     queue/io_timeout of the disks. This process must not write there: that
+//     waits in the kernel for requests that it has to answer itself, and if it
+//     were killed meanwhile it would never let go of them.
 //   - Remove cannot see programs in other PID namespaces that have the disk
 //     open without having mounted it.
 //
@@ -94,8 +102,8 @@ type Exporter struct {
 
 	mu      sync.Mutex         // guards all below
 	devices map[string]*Device // from before the kernel knows of them
-	left    map[string]bool    // ids of devices that a record tells of and nobody serves
-	numbers map[uint32]bool    // that have a record
+	left    map[uint32]string  // ids of devices that a record tells of and nobody serves
+	numbers map[uint32]bool    // that have a record, or are about to
 	closed  bool
 	exports sync.WaitGroup // exports and recoveries under way; none starts once closed
 }
@@ -110,7 +118,6 @@ type host struct {
 	serve  func(context.Context, driver.Info, handler) (server, error)
 	settle func(context.Context, driver.Info) error
 	find   func(number uint32, p driver.Params) (node, error)
-	hurry  func(ctx context.Context, number uint32) error
 }
 
 // wanted are the features that make a device better.
@@ -127,7 +134,7 @@ func open(opts Options, use driver.Feature) (*Exporter, error) {
 	if err != nil {
 		return nil, err
 	}
-	e, err := newExporter(opts, k, host{serve: serve, settle: settle, find: findNode, hurry: hurry}, use)
+	e, err := newExporter(opts, k, host{serve: serve, settle: settle, find: findNode}, use)
 	if err != nil {
 		return nil, errors.Join(err, k.Close())
 	}
@@ -159,25 +166,11 @@ func newExporter(opts Options, conn driver.Conn, h host, use driver.Feature) (*E
 		buffers: newBuffers(),
 		close:   func() error { return nil },
 		devices: make(map[string]*Device),
-		left:    make(map[string]bool),
+		left:    make(map[uint32]string),
 		numbers: make(map[uint32]bool),
 	}
-	return e, e.findLeft()
-}
-
-// findLeft takes the numbers and ids that records tell of.
-func (e *Exporter) findLeft() error {
-	numbers, err := e.records.numbers()
-	if err != nil {
-		return err
-	}
-	for _, n := range numbers {
-		e.numbers[n] = true
-		if r, err := e.records.get(n); err == nil { // Recover tells what is wrong with it
-			e.left[r.id] = true
-		}
-	}
-	return nil
+	_, err = e.findLeft()
+	return e, err
 }
 
 // Export makes the device id, a *[Device]. An id is a file name.
@@ -220,7 +213,7 @@ func (e *Exporter) reserve(d *Device, recover bool) error {
 	if e.closed {
 		return fs.ErrClosed
 	}
-	if e.devices[d.id] != nil || e.left[d.id] && !recover {
+	if e.devices[d.id] != nil || !recover && slices.Contains(slices.Collect(maps.Values(e.left)), d.id) {
 		return fs.ErrExist
 	}
 	e.devices[d.id] = d
@@ -234,13 +227,6 @@ func (e *Exporter) forget(d *Device) {
 	if e.devices[d.id] == d {
 		delete(e.devices, d.id)
 	}
-}
-
-// leave leaves the device id, or what there is of it, to Recover.
-func (e *Exporter) leave(id string) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.left[id] = true
 }
 
 // Close removes every device. It fails with backend.ErrBusy, and leaves those

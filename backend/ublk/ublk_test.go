@@ -18,6 +18,15 @@ func TestConformance(t *testing.T) {
 	backendtest.Run(t, func(t *testing.T) backend.Exporter { return newExporter(t, ublk.Options{}) })
 }
 
+// TestConformanceOld does without what the driver has learnt since it was new.
+func TestConformanceOld(t *testing.T) {
+	needUBLK(t)
+	backendtest.Run(t, func(t *testing.T) backend.Exporter {
+		e, err := ublk.NewOld(ublk.Options{Dir: t.TempDir()})
+		return closed(t, e, err)
+	})
+}
+
 func needUBLK(t testing.TB) {
 	t.Helper()
 	need.Capability(t, "ublk", ublk.Available())
@@ -30,6 +39,11 @@ func newExporter(t testing.TB, opts ublk.Options) *ublk.Exporter {
 		opts.Dir = t.TempDir()
 	}
 	e, err := ublk.New(opts)
+	return closed(t, e, err)
+}
+
+func closed(t testing.TB, e *ublk.Exporter, err error) *ublk.Exporter {
+	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -94,16 +95,21 @@ type Control struct {
 // NewControl returns a control over a driver, of which only the given features
 // are used. What the driver has of them, it is asked.
 func NewControl(ctx context.Context, conn Conn, use Feature) (*Control, error) {
+	const notSupported = unix.Errno(524) // ENOTSUPP, which is the kernel's own
 	var b [8]byte
 	err := conn.Do(ctx, Command{Code: GetFeatures, Ioctl: true, Buf: b[:]})
 	switch {
-	case errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENODEV):
+	case isAny(err, unix.EINVAL, unix.EOPNOTSUPP, notSupported, unix.ENODEV):
 		// Before Linux 6.5 it cannot be asked: it tells when it adds a device.
 		return &Control{conn, use &^ (IoctlEncode | UserCopy)}, nil
 	case err != nil:
 		return nil, fmt.Errorf("ask the ublk driver for its features: %w", err)
 	}
 	return &Control{conn, use & Feature(binary.NativeEndian.Uint64(b[:]))}, nil
+}
+
+func isAny(err error, errnos ...unix.Errno) bool {
+	return slices.ContainsFunc(errnos, func(e unix.Errno) bool { return errors.Is(err, e) })
 }
 
 // Features returns what the driver has of the features that are to be used.

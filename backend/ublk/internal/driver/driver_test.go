@@ -202,6 +202,7 @@ func TestFeatures(t *testing.T) {
 		"none":     {has(0), 0},
 		"old":      {fails(unix.EINVAL), Recovery | RecoveryReissue},
 		"very old": {fails(unix.EOPNOTSUPP), Recovery | RecoveryReissue},
+		"oldest":   {fails(unix.Errno(524)), Recovery | RecoveryReissue},
 	} {
 		control, err := NewControl(t.Context(), c.conn, all)
 		if err != nil || control.Features() != c.want {

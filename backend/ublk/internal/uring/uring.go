@@ -167,22 +167,26 @@ func (r *Ring) Read(fd int, word *uint64, user uint64) {
 }
 
 // Enter submits what is queued, and waits for at least one completion if wait
-// is set. It may return early.
+// is set, or for a signal.
 func (r *Ring) Enter(wait bool) error {
 	atomic.StoreUint32(r.sqTail, r.next)
 	least := uintptr(0)
 	if wait {
 		least = 1
 	}
-	n, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(r.queued), least, enterGetEvents, 0, 0)
-	switch errno {
-	case 0:
-		r.queued -= uint32(n)
-		return nil
-	case unix.EINTR, unix.EAGAIN, unix.EBUSY:
-		return nil // a signal, or no memory just now: nothing was submitted
+	for {
+		n, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(r.queued), least, enterGetEvents, 0, 0)
+		switch errno {
+		case 0:
+			r.queued -= uint32(n)
+		case unix.EINTR, unix.EAGAIN: // a signal, or no memory just now
+		default:
+			return fmt.Errorf("enter the io_uring: %w", errno)
+		}
+		if r.queued == 0 {
+			return nil
+		}
 	}
-	return fmt.Errorf("enter the io_uring: %w", errno)
 }
 
 // Completion takes the next completion, if there is one.

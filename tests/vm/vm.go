@@ -40,8 +40,9 @@ type Guest struct {
 	Commands []job.Command
 }
 
-// memory of a guest, in MiB.
-const memory = 1536
+// memory of a guest, in MiB. A hundred TCMU disks take a gigabyte of it: SCSI
+// requests are allocated beforehand.
+const memory = 2560
 
 // rootModules are what the guest reaches its disk with.
 var rootModules = []string{"virtio_pci", "virtio_blk", "ext4"}

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -104,6 +105,7 @@ var programs = []string{
 
 // TestGuests runs the tests that their host cannot.
 func TestGuests(t *testing.T) {
+	dependOnSources(t)
 	for _, g := range guests {
 		t.Run(g.kernel, func(t *testing.T) {
 			t.Parallel()
@@ -146,6 +148,22 @@ func run(t *testing.T, out io.Writer, g *Guest) (code int) {
 		t.Fatal(err)
 	}
 	return code
+}
+
+// dependOnSources lists the directories of the project, so that the go command
+// knows a cached result of this test for an old one when a source has changed:
+// what guests run is built without its knowledge.
+func dependOnSources(t *testing.T) {
+	t.Helper()
+	err := filepath.WalkDir("../..", func(name string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && (d.Name() == "bin" || len(d.Name()) > 2 && d.Name()[0] == '.') {
+			return fs.SkipDir
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // goBuild makes a static program of a package of the project: by "build" the

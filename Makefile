@@ -12,6 +12,7 @@ all: build
 
 build: ## build every command, static, into bin/
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	ln -sf overlaybd bin/overlaybd-attacher
 
 setup: ## install what tests and demo need, from Debian's packages
 	./tests/setup.sh

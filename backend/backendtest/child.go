@@ -117,6 +117,7 @@ func startChild(t *testing.T, role, dir string) *child {
 	out, err := cmd.StdoutPipe()
 	must(t, err)
 	must(t, cmd.Start())
+	t.Cleanup(func() { _ = cmd.Process.Kill() }) // unless it has ended, as it should
 	return &child{cmd: cmd, out: bufio.NewReader(out), in: in}
 }
 

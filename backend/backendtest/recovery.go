@@ -36,6 +36,7 @@ func RunRecovery(t *testing.T, r Recovery) {
 	t.Run("Kill", r.kill)
 	t.Run("KillWhileMaking", r.killWhileMaking)
 	t.Run("Abandon", r.abandon)
+	t.Run("Orphan", r.orphan)
 }
 
 // dir returns a directory for volumes, with an empty one if it has a name.
@@ -146,6 +147,36 @@ func (r Recovery) abandon(t *testing.T) {
 	l.Stop(t)
 	if again, err := second.Recover(t.Context(), filesOf(dir)); err != nil || len(again) != 0 {
 		t.Errorf("recovered %d devices twice, %v", len(again), err)
+	}
+	must(t, second.Close())
+	r.Left(t)
+}
+
+// orphan removes a device that nobody knows any more, but not from under its
+// users.
+func (r Recovery) orphan(t *testing.T) {
+	dir := r.dir(t, "orphan")
+	first, err := r.New(dir)
+	must(t, err)
+	v, err := OpenFile(filepath.Join(dir, "orphan"))
+	must(t, err)
+	d, err := first.Export(t.Context(), "orphan", v)
+	must(t, err)
+	user, err := os.Open(d.Path())
+	must(t, err)
+	must(t, first.Abandon())
+	second, err := r.New(dir)
+	must(t, err)
+	nobody := func(context.Context, string) (backend.Volume, error) { return nil, backend.ErrOrphan }
+	if devices, err := second.Recover(t.Context(), nobody); !errors.Is(err, backend.ErrBusy) || len(devices) > 0 {
+		t.Errorf("recovered %d devices, %v, want that it is in use", len(devices), err)
+	}
+	must(t, user.Close())
+	if devices, err := second.Recover(t.Context(), nobody); err != nil || len(devices) > 0 {
+		t.Errorf("recovered %d devices, %v, want none", len(devices), err)
+	}
+	if _, err := os.Stat(d.Path()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the disk of an orphan: %v, want none", err)
 	}
 	must(t, second.Close())
 	r.Left(t)

@@ -14,18 +14,18 @@ import (
 	"github.com/overlaybd-go/overlaybd/backend/ublk/internal/uring"
 )
 
-// Available says what the machine lacks to make devices, or nil: the kernel
-// module, io_uring, or the permission.
+// Available says what the machine lacks to make devices, and what to do about
+// it, or nil.
 func Available() error {
 	k, err := driver.Open()
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if _, err := os.Stat("/sys/module/ublk_drv"); err != nil {
-			return errors.New("kernel module ublk_drv is not loaded")
+			return errors.New("kernel module ublk_drv is not loaded: modprobe ublk_drv")
 		}
 		return err
 	case err != nil:
-		return fmt.Errorf("no permission to make ublk devices: %w", err)
+		return fmt.Errorf("no permission to make ublk devices: %w: run as root", err)
 	}
 	return errors.Join(ringsAvailable(), k.Close())
 }
@@ -40,7 +40,7 @@ func ringsAvailable() error {
 	}
 	const setting = "/proc/sys/kernel/io_uring_disabled"
 	if b, e := os.ReadFile(setting); e == nil && !bytes.HasPrefix(b, []byte("0")) {
-		return fmt.Errorf("io_uring is disabled: kernel.io_uring_disabled is %s: %w", bytes.TrimSpace(b), err)
+		return fmt.Errorf("io_uring is disabled: %w: sysctl kernel.io_uring_disabled=0", err)
 	}
 	return err
 }

@@ -98,9 +98,25 @@ func loaded(t *testing.T, name string, opts Options) (*Device, *backendtest.Load
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { removeLeft(t, opts, d.record) })
 	l := backendtest.StartLoad(t, d.Path())
 	l.Await(8)
 	return d, l
+}
+
+// removeLeft removes a device that a test that failed has left, whose users
+// wait for ever.
+func removeLeft(t *testing.T, opts Options, r record) {
+	e, err := New(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ours, _ := e.ours(context.Background(), r); ours {
+		t.Errorf("device %s is left, removed: %v", r.id, e.clear(context.Background(), r))
+	}
+	if err := e.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 func writeZeroes(name string) error {

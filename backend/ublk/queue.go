@@ -11,13 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/overlaybd-go/overlaybd/backend/ublk/internal/driver"
+	"github.com/overlaybd-go/overlaybd/backend/ublk/internal/uring"
 )
 
 // A ring is an io_uring.
 type ring interface {
 	Command(fd int, op uint32, user uint64) []byte
 	Read(fd int, word *uint64, user uint64)
-	Enter(wait bool) error
+	Enter(m uring.Mode) error
 	Completion() (user uint64, result int32, ok bool)
 	Close() error
 }
@@ -43,6 +44,7 @@ type queue struct {
 	// Of the thread alone:
 	live int    // tags that are not over
 	busy int    // requests under way, or answered without the kernel knowing
+	left int    // requests that came too late, left to the next server
 	word uint64 // read from wake
 
 	wake    int // an eventfd, which ends the thread's wait
@@ -105,7 +107,7 @@ func (q *queue) start() error {
 		q.ask(&q.slots[i], q.fetch)
 	}
 	q.live = len(q.slots)
-	if err := q.ring.Enter(false); err != nil {
+	if err := q.ring.Enter(uring.Look); err != nil {
 		return err
 	}
 	return q.take()
@@ -123,7 +125,9 @@ func (q *queue) serve() error {
 	for {
 		q.commit()
 		if q.over() {
-			return q.ring.Enter(false)
+			// Without a look at what comes: the kernel notices that the thread
+			// is gone by a tag for which it has asked and got nothing.
+			return q.ring.Enter(uring.Submit)
 		}
 		if err := q.ring.Enter(q.lull()); err != nil {
 			return err
@@ -141,13 +145,16 @@ func (q *queue) over() bool {
 	return q.busy == 0 && (q.live == 0 || q.stopping)
 }
 
-// lull reports whether there is nothing to do but wait. Whoever gives the
-// thread something to do from then on wakes it.
-func (q *queue) lull() bool {
+// lull has the thread wait if there is nothing else to do. Whoever gives it
+// something to do from then on wakes it.
+func (q *queue) lull() uring.Mode {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.asleep = len(q.answered) == 0 && (q.busy > 0 || !q.stopping)
-	return q.asleep
+	if q.asleep {
+		return uring.Wait
+	}
+	return uring.Look
 }
 
 // commit queues the answers there are.
@@ -185,7 +192,9 @@ func (q *queue) take() error {
 			q.live--
 		case result < 0 || user >= uint64(len(q.slots)):
 			return fmt.Errorf("queue %d, tag %d: %w", q.id, user, unix.Errno(-result))
-		case !stopping:
+		case stopping && (q.busy > 0 || q.left+1 < q.live):
+			q.left++
+		default: // even the last tag of a queue that stops, lest none be left to notice by
 			q.begin(&q.slots[user])
 			began = true
 		}

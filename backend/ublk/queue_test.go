@@ -16,6 +16,7 @@ import (
 
 	"github.com/overlaybd-go/overlaybd/backend/backendtest"
 	"github.com/overlaybd-go/overlaybd/backend/ublk/internal/driver"
+	"github.com/overlaybd-go/overlaybd/backend/ublk/internal/uring"
 )
 
 // A fakeRing is a ring without a kernel. What the test sends comes out of it as
@@ -28,6 +29,7 @@ type fakeRing struct {
 	word    [8]byte
 	answers chan answer
 	enters  atomic.Int32 // that submitted something
+	mode    uring.Mode   // of the last of them
 
 	mu   sync.Mutex // guards all below
 	done []completion
@@ -51,16 +53,17 @@ func (r *fakeRing) Command(int, uint32, uint64) []byte {
 
 func (r *fakeRing) Read(int, *uint64, uint64) {}
 
-func (r *fakeRing) Enter(wait bool) error {
+func (r *fakeRing) Enter(m uring.Mode) error {
 	if r.queued > 0 {
 		r.enters.Add(1)
+		r.mode = m
 	}
 	for i := range r.queued {
 		ne := binary.NativeEndian
 		r.answers <- answer{int(ne.Uint16(r.cmds[i][2:])), int32(ne.Uint32(r.cmds[i][4:]))}
 	}
 	r.queued = 0
-	if !wait || r.pending() {
+	if m != uring.Wait || r.pending() {
 		return nil
 	}
 	r.poll[0] = unix.PollFd{Fd: int32(r.q.wake), Events: unix.POLLIN}
@@ -253,6 +256,29 @@ func TestQueueStop(t *testing.T) {
 	case tag := <-entered:
 		t.Errorf("request of tag %d served after the queue was stopped", tag)
 	default:
+	}
+}
+
+// TestQueueStopFull stops a queue all of whose tags have got a request: one is
+// given back, unanswered by the kernel, which notices by it that the thread is
+// gone.
+func TestQueueStopFull(t *testing.T) {
+	q, r := newFake(t, func(s *slot) int32 { return int32(100 + s.tag) })
+	q.stop()
+	for tag := range testDepth {
+		r.send(tag, 0)
+	}
+	if err := q.take(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-run(t, q); err != nil {
+		t.Error(err)
+	}
+	if got := <-r.answers; got != (answer{testDepth - 1, 100 + testDepth - 1}) {
+		t.Errorf("answer %+v, want that of the last tag", got)
+	}
+	if len(r.answers) > 0 || r.mode != uring.Submit {
+		t.Errorf("%d more answers; entered the ring with mode %d, want %d", len(r.answers), r.mode, uring.Submit)
 	}
 }
 

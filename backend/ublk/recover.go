@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/backend/internal/claim"
 	"github.com/overlaybd-go/overlaybd/backend/ublk/internal/driver"
 )
 
@@ -24,7 +25,7 @@ func pid() int { return os.Getpid() }
 
 // Recover resumes every device of the tenant's that is not served by e. What
 // is left of devices that were being made or removed, and can have no users,
-// is removed.
+// is removed, and so are orphans that have none.
 func (e *Exporter) Recover(ctx context.Context, open func(ctx context.Context, id string) (backend.Volume, error)) ([]backend.Device, error) {
 	numbers, err := e.findLeft()
 	if err != nil {
@@ -86,6 +87,9 @@ func (e *Exporter) recoverDevice(ctx context.Context, r record, i driver.Info, o
 		return nil, e.clear(ctx, r)
 	}
 	v, err := open(ctx, r.id)
+	if errors.Is(err, backend.ErrOrphan) {
+		return nil, e.removeOrphan(ctx, r)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -105,6 +109,33 @@ func (e *Exporter) recoverDevice(ctx context.Context, r record, i driver.Info, o
 	delete(e.left, r.number)
 	e.mu.Unlock()
 	return d, nil
+}
+
+// removeOrphan removes a device that nobody knows, unless it is in use.
+func (e *Exporter) removeOrphan(ctx context.Context, r record) error {
+	if err := e.stopOrphan(ctx, r); err != nil {
+		return err
+	}
+	return e.clear(ctx, r)
+}
+
+// stopOrphan makes the disk of an orphan disappear. It keeps the disk from
+// being used only so long: the kernel does not forget a device that is open.
+func (e *Exporter) stopOrphan(ctx context.Context, r record) error {
+	p, err := e.control.Params(ctx, r.number)
+	if err != nil {
+		return err
+	}
+	n, err := e.host.find(r.number, p)
+	if err != nil {
+		return err
+	}
+	c, err := claim.Take(n.path, n.dev)
+	if err != nil {
+		return fmt.Errorf("%w: %w", backend.ErrOrphan, err)
+	}
+	defer c.Release()
+	return e.control.Stop(ctx, r.number)
 }
 
 // resume serves a device that exists. After an error its users wait as before,

@@ -206,7 +206,7 @@ func fetchAll(r *uring.Ring, char, queue int, i driver.Info) error {
 	for tag := range i.Depth {
 		driver.EncodeFetch(r.Command(char, fetch, 0), queue, tag, 0, addr)
 	}
-	err := r.Enter(false)
+	err := r.Enter(uring.Look)
 	for ok := true; ok; {
 		_, _, ok = r.Completion()
 	}

@@ -35,7 +35,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"maps"
 	"path/filepath"
 	"runtime"
@@ -68,9 +67,6 @@ type Options struct {
 	// MaxRequest is the most bytes that a request may have, rounded down to
 	// pages; 512 KiB if zero.
 	MaxRequest int
-
-	// Logger takes what cannot be returned; it may be nil.
-	Logger *slog.Logger
 }
 
 func (o *Options) setDefaults() {
@@ -86,9 +82,6 @@ func (o *Options) setDefaults() {
 	o.Queues = min(o.Queues, driver.MaxQueues)
 	o.QueueDepth = min(o.QueueDepth, driver.MaxDepth)
 	o.MaxRequest = min(max(o.MaxRequest&^(pageSize-1), pageSize), driver.MaxRequest)
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
 }
 
 // An Exporter makes disks.

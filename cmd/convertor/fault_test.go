@@ -69,6 +69,21 @@ func TestBadImages(t *testing.T) {
 			spill(t, blob(i, 0), text)
 			return "oci:" + i.Dir
 		}, []string{"layer sha256:"}},
+		"gzip cut": {func(t *testing.T, i e2e.Image) string {
+			return relayered(t, i, 1, func(text []byte) []byte { return text[:len(text)-20] })
+		}, []string{"layer sha256:", "decompress gzip: unexpected EOF"}},
+		"bit flipped": {func(t *testing.T, i e2e.Image) string {
+			return relayered(t, i, 0, func(text []byte) []byte { text[len(text)-6] ^= 1; return text })
+		}, []string{"layer sha256:", "gzip: invalid checksum"}},
+		"no tar": {func(t *testing.T, i e2e.Image) string {
+			return relayered(t, i, 0, func([]byte) []byte { return []byte(strings.Repeat("no tar ", 1000)) })
+		}, []string{"layer sha256:", "read tar entry 0"}},
+		"unsafe": {func(t *testing.T, _ e2e.Image) string {
+			return "oci:" + makeImage(t, amd64, three[0], files(map[string]string{"etc/.wh...": ""})).Dir
+		}, []string{"layer sha256:", `"etc/.wh..."`, "unsafe layer"}},
+		"link to nothing": {func(t *testing.T, _ e2e.Image) string {
+			return "oci:" + makeImage(t, amd64, linkTo("../../../../etc/passwd")).Dir
+		}, []string{"layer sha256:", `hard link to "../../../../etc/passwd"`}},
 		"media type": {func(t *testing.T, i e2e.Image) string {
 			return changed(t, i, func(m *ocispec.Manifest) { m.Layers[1].MediaType += "+encrypted" })
 		}, []string{"layer 1 has media type", "encrypted"}},
@@ -95,6 +110,23 @@ func TestBadImages(t *testing.T) {
 			}
 			checkEmpty(t, dir)
 		})
+	}
+}
+
+// relayered returns a copy of the image's layout in which layer n is something
+// else, as its manifest says.
+func relayered(t *testing.T, i e2e.Image, n int, change func(text []byte) []byte) string {
+	t.Helper()
+	text := change(slurp(t, filepath.Join(i.Dir, "blobs", "sha256", i.Layers[n].Digest.Encoded())))
+	d := digest.FromBytes(text)
+	spill(t, filepath.Join(i.Dir, "blobs", "sha256", d.Encoded()), text)
+	return changed(t, i, func(m *ocispec.Manifest) { m.Layers[n].Digest, m.Layers[n].Size = d, int64(len(text)) })
+}
+
+// linkTo is a layer of a hard link.
+func linkTo(target string) e2e.Layer {
+	return func(w *tar.Writer) error {
+		return w.WriteHeader(&tar.Header{Typeflag: tar.TypeLink, Name: "link", Linkname: target})
 	}
 }
 

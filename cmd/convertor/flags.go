@@ -55,7 +55,7 @@ func (f *flags) register(s *pflag.FlagSet) {
 	s.StringVar(&f.dbStr, "db-str", "", "deduplication database: a file, or of mysql USER:PASSWORD@tcp(HOST:PORT)/NAME (default none)")
 	s.StringVar(&f.dbType, "db-type", "sqlite", "sqlite or mysql")
 	s.StringVarP(&f.username, "username", "u", "", "USER:PASSWORD (default as docker login has it)")
-	s.BoolVar(&f.plain, "plain", false, "speak HTTP to registries")
+	s.BoolVar(&f.plain, "plain", false, "speak HTTP to registries (default only to those of this machine)")
 	s.BoolVar(&f.insecure, "insecure", false, "do not verify the certificates of registries")
 	s.StringSliceVar(&f.certDirs, "cert-dir", nil, "directory with *.crt roots, and *.cert and *.key of clients")
 	s.StringSliceVar(&f.rootCAs, "root-ca", nil, "file with certificates to trust besides the system's")

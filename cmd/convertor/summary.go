@@ -100,19 +100,26 @@ func (t *total) print(w io.Writer, s *settings, source, made ocispec.Descriptor)
 		enc.SetIndent("", "  ")
 		return enc.Encode(r)
 	}
+	where := r.Target
+	if where == "" {
+		where = "(nothing uploaded)"
+	}
+	_, err := fmt.Fprintf(w, "%s@%s\n%s in %.1f s\n", where, r.Digest, r.work(), r.Seconds)
+	return err
+}
+
+// work says for people what there was to do.
+func (r summary) work() string {
+	if len(r.Layers) == 0 {
+		return "converted before, found again"
+	}
 	reused := 0
 	for _, l := range r.Layers {
 		if l.Reused {
 			reused++
 		}
 	}
-	where := r.Target
-	if where == "" {
-		where = "(nothing uploaded)"
-	}
-	_, err := fmt.Fprintf(w, "%s@%s\n%d layers, %d reused; %s to %s (%.2f) in %.1f s\n",
-		where, r.Digest, len(r.Layers), reused, size(r.SourceSize), size(r.Size), r.Ratio, r.Seconds)
-	return err
+	return fmt.Sprintf("%d layers, %d reused; %s to %s (%.2f)", len(r.Layers), reused, size(r.SourceSize), size(r.Size), r.Ratio)
 }
 
 // size returns n bytes for people.

@@ -95,7 +95,7 @@ func (v *view) show(e pipeline.Event) {
 
 // stages are what people call them.
 var stages = map[pipeline.Stage]string{
-	pipeline.Applying: "unpacking", pipeline.Packing: "compressing", pipeline.Uploading: "uploading",
+	pipeline.Applying: "reading", pipeline.Packing: "compressing", pipeline.Uploading: "uploading",
 	pipeline.Finished: "stored as", pipeline.Reused: "found again as",
 }
 

@@ -73,7 +73,7 @@ func (a *assembly) atEnd(f func() error) { a.closers = append(a.closers, f) }
 func (a *assembly) makeScratch(context.Context) error {
 	if _, err := os.Stat(a.dir); errors.Is(err, os.ErrNotExist) {
 		if err := os.MkdirAll(a.dir, 0o755); err != nil {
-			return err
+			return fmt.Errorf("make the work directory, --dir: %w", err)
 		}
 		a.atEnd(func() error {
 			_ = os.Remove(a.dir) // it is not empty if manifests were dumped
@@ -82,7 +82,7 @@ func (a *assembly) makeScratch(context.Context) error {
 	}
 	var err error
 	if a.scratch, err = os.MkdirTemp(a.dir, "convert-"); err != nil {
-		return err
+		return fmt.Errorf("use the work directory, --dir: %w", err)
 	}
 	a.atEnd(func() error { return os.RemoveAll(a.scratch) })
 	return nil

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -23,7 +22,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/google/uuid"
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/overlaybd-go/overlaybd/fetcher/file"
@@ -37,10 +35,6 @@ const (
 	labelVSize    = "containerd.io/snapshot/overlaybd/vsize"    // GiB of the bottom layer
 	labelSealed   = "containerd.io/snapshot/overlaybd.localcommitpath"
 )
-
-// writeSize is what goes to containerd in one message, in bytes: each waits
-// for its answer.
-const writeSize = 1 << 20
 
 // A job is one run of obdconv.
 type job struct {
@@ -150,33 +144,21 @@ func (b *builder) unpack(ctx context.Context, l convert.Layer, root string) erro
 // pack puts the sealed layer into the content store.
 func (b *builder) pack(ctx context.Context, l convert.Layer, sealed string) (desc ocispec.Descriptor, err error) {
 	start := time.Now()
-	ref := fmt.Sprintf("%s-%d", b.id, l.Index)
-	cw, err := content.OpenWriter(ctx, b.content, content.WithRef(ref))
-	if err != nil {
-		return desc, err
-	}
-	defer func() {
-		cw.Close()
-		if err != nil {
-			err = errors.Join(err, abort(ctx, b.content, ref))
-		}
-	}()
 	layer, err := file.Open(sealed)
 	if err != nil {
 		return desc, err
 	}
 	defer layer.Close() //nolint:errcheck // it is only read
-	digester, buf := digest.SHA256.Digester(), bufio.NewWriterSize(cw, writeSize)
-	desc.Size, err = convert.WriteBlob(ctx, io.MultiWriter(buf, digester.Hash()), layer, convert.BlobOptions{
-		ChainID: l.ChainID, Parent: l.Parent, Compression: b.compression,
-	})
-	if err = errors.Join(err, buf.Flush()); err != nil {
+	blob, err := convert.CommitBlob(ctx, layer, convert.BlobOptions{ChainID: l.ChainID, Parent: l.Parent, Compression: b.compression})
+	if err != nil {
 		return desc, err
 	}
-	desc.Digest = digester.Digest()
+	defer blob.Close() //nolint:errcheck // it is only read
+	desc = blob.Descriptor()
+	ref := fmt.Sprintf("%s-%d", b.id, l.Index)
 	uncompressed := content.WithLabels(map[string]string{labels.LabelUncompressed: desc.Digest.String()})
-	if err := cw.Commit(ctx, desc.Size, desc.Digest, uncompressed); err != nil && !errdefs.IsAlreadyExists(err) {
-		return desc, err
+	if err := content.WriteBlob(ctx, b.content, ref, io.NewSectionReader(blob, 0, desc.Size), desc, uncompressed); err != nil {
+		return desc, errors.Join(err, abort(ctx, b.content, ref))
 	}
 	b.progress(l, "packed into %s, %d bytes, in %v", desc.Digest, desc.Size, time.Since(start).Round(time.Millisecond))
 	return desc, nil

@@ -24,7 +24,7 @@ var ErrUnsafe = errors.New("unsafe layer")
 // over a directory: whiteouts delete, a directory over a directory takes its
 // attributes, anything else replaces what is there. It does not sync fsys.
 func Apply(ctx context.Context, fsys *ext4.FS, layer io.Reader) error {
-	a := &applier{ctx: ctx, tree: tree{fs: fsys}, made: make(map[place]struct{}), opaque: make(map[ext4.Ino]struct{}), buf: make([]byte, copySize)}
+	a := &applier{ctx: ctx, tree: tree{fs: fsys, made: newMade()}, buf: make([]byte, copySize)}
 	r := tar.NewReader(layer)
 	for n := 0; ; n++ {
 		h, err := r.Next()
@@ -42,17 +42,9 @@ func Apply(ctx context.Context, fsys *ext4.FS, layer io.Reader) error {
 
 // An applier unpacks one layer.
 type applier struct {
-	ctx    context.Context // of the whole layer
-	tree   tree
-	made   map[place]struct{}    // what entries of this layer have made: an opaque directory keeps it
-	opaque map[ext4.Ino]struct{} // directories that hold nothing but what this layer made
-	buf    []byte
-}
-
-// A place is a name in a directory; names are remembered by their hash.
-type place struct {
-	dir  ext4.Ino
-	name uint64
+	ctx  context.Context // of the whole layer
+	tree tree
+	buf  []byte
 }
 
 const (
@@ -81,11 +73,7 @@ func (a *applier) entry(h *tar.Header, content io.Reader) error {
 	case strings.HasPrefix(base, whiteoutPrefix):
 		return a.whiteout(parent, base[len(whiteoutPrefix):])
 	}
-	if err := a.put(parent, base, h, content); err != nil {
-		return err
-	}
-	a.made[place{parent, sum(base)}] = struct{}{}
-	return nil
+	return a.put(parent, base, h, content)
 }
 
 // whiteout deletes name, if it is there.
@@ -100,10 +88,10 @@ func (a *applier) whiteout(dir ext4.Ino, name string) error {
 // that no entry names are not remembered, so doing it again would take them for
 // the layers' below, and all in them.
 func (a *applier) hide(dir ext4.Ino) error {
-	if _, ok := a.opaque[dir]; ok {
+	if a.tree.made.opaque.has(dir) {
 		return nil
 	}
-	a.opaque[dir] = struct{}{}
+	a.tree.made.opaque.add(dir)
 	return a.clear(dir, 0)
 }
 
@@ -112,12 +100,11 @@ func (a *applier) clear(dir ext4.Ino, depth int) error {
 	if depth > maxDepth {
 		return fmt.Errorf("%w: directories deeper than %d", ErrUnsafe, maxDepth)
 	}
-	inside, err := a.tree.list(a.ctx, dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range inside {
-		if err := a.clearEntry(dir, e, depth); err != nil {
+	for e, err := range a.tree.fs.ReadDir(a.ctx, dir) {
+		if err == nil {
+			err = a.clearEntry(dir, e, depth)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -125,7 +112,7 @@ func (a *applier) clear(dir ext4.Ino, depth int) error {
 }
 
 func (a *applier) clearEntry(dir ext4.Ino, e ext4.DirEntry, depth int) error {
-	if _, ok := a.made[place{dir, sum(e.Name)}]; !ok {
+	if !a.tree.made.has(dir, e) {
 		return a.tree.removeAll(a.ctx, dir, e.Name)
 	}
 	isDir, err := a.tree.isDir(a.ctx, e)
@@ -159,6 +146,7 @@ func (a *applier) put(dir ext4.Ino, name string, h *tar.Header, content io.Reade
 	if err != nil {
 		return err
 	}
+	a.tree.made.add(ino)
 	if attr.Mode&syscall.S_IFMT == syscall.S_IFREG {
 		if err := a.write(ino, content, h.Size); err != nil {
 			return err
@@ -180,6 +168,7 @@ func (a *applier) directory(dir ext4.Ino, name string, attr ext4.Attr, h *tar.He
 			return err
 		}
 		if n.Mode&syscall.S_IFMT == syscall.S_IFDIR {
+			a.tree.made.files.add(ino)
 			return errors.Join(a.tree.fs.SetAttr(a.ctx, ino, attr), a.setXattrs(ino, attr.Mode, h))
 		}
 		if err := a.tree.removeAll(a.ctx, dir, name); err != nil {
@@ -189,6 +178,7 @@ func (a *applier) directory(dir ext4.Ino, name string, attr ext4.Attr, h *tar.He
 	if ino, err = a.tree.fs.Create(a.ctx, dir, name, attr); err != nil {
 		return err
 	}
+	a.tree.made.add(ino)
 	return a.setXattrs(ino, attr.Mode, h)
 }
 
@@ -200,6 +190,9 @@ func (a *applier) link(dir ext4.Ino, name string, attr ext4.Attr, h *tar.Header)
 		return fmt.Errorf("hard link to %.200q: %w", h.Linkname, err)
 	}
 	if err := a.tree.fs.Link(a.ctx, dir, name, target); err != nil {
+		return err
+	}
+	if err := a.tree.made.addLink(dir, name, target); err != nil {
 		return err
 	}
 	n, err := a.tree.fs.Stat(a.ctx, target)

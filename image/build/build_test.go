@@ -21,7 +21,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/overlaybd-go/overlaybd/backend"
-	"github.com/overlaybd-go/overlaybd/fetcher"
+	filefetch "github.com/overlaybd-go/overlaybd/fetcher/file"
 	"github.com/overlaybd-go/overlaybd/image/build"
 	"github.com/overlaybd-go/overlaybd/image/lsmt"
 	"github.com/overlaybd-go/overlaybd/tests/e2e"
@@ -126,10 +126,7 @@ func diffID(t testing.TB, l layer) digest.Digest {
 func newChain(t testing.TB, size int64) *build.Chain {
 	t.Helper()
 	dir := t.TempDir()
-	c, err := build.New(build.Options{Dir: dir, VirtualSize: size})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := build.New(build.Options{Dir: dir, VirtualSize: size})
 	t.Cleanup(func() {
 		if err := c.Close(); err != nil {
 			t.Error(err)
@@ -141,26 +138,62 @@ func newChain(t testing.TB, size int64) *build.Chain {
 	return c
 }
 
-// apply puts the layers on the chain.
-func apply(t testing.TB, c *build.Chain, layers ...layer) (all []*build.Sealed) {
+// apply puts the layers on the chain and returns their files.
+func apply(t testing.TB, c *build.Chain, layers ...layer) (files []string) {
 	t.Helper()
+	ids := make([]digest.Digest, len(layers))
 	for i, l := range layers {
-		r := l(t)
-		s, err := c.Apply(t.Context(), r, diffID(t, l))
-		if err = errors.Join(err, r.Close()); err != nil {
-			t.Fatalf("layer %d: %v", i, err)
-		}
-		all = append(all, s)
+		ids[i] = diffID(t, l)
 	}
-	return all
+	return applyAs(t, c, ids, layers...)
 }
 
-// stack opens the sealed layers as one disk.
-func stack(t testing.TB, sealed []*build.Sealed) *lsmt.Stack {
+// applyAs puts the layers of the given diff IDs on the chain and returns their
+// files.
+func applyAs(t testing.TB, c *build.Chain, ids []digest.Digest, layers ...layer) (files []string) {
 	t.Helper()
-	layers := make([]*lsmt.Layer, 0, len(sealed))
-	for _, s := range sealed {
-		layers = append(layers, openLayer(t, s))
+	dir := t.TempDir()
+	for i, l := range layers {
+		name := filepath.Join(dir, fmt.Sprintf("%d.lsmt", i))
+		if err := push(t, c, l, ids[i], name); err != nil {
+			t.Fatalf("layer %d: %v", i, err)
+		}
+		files = append(files, name)
+	}
+	return files
+}
+
+// push builds the file name of a layer and puts it on the chain.
+func push(t testing.TB, c *build.Chain, l layer, id digest.Digest, name string) error {
+	t.Helper()
+	r := l(t)
+	defer r.Close()
+	f, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	err = c.Build(t.Context(), f, r, build.Layer{DiffID: id})
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	b, err := filefetch.Open(name)
+	if err != nil {
+		return err
+	}
+	return c.Push(t.Context(), b, name)
+}
+
+// refused builds a layer that nobody wants.
+func refused(ctx context.Context, c *build.Chain, r io.Reader, diffID digest.Digest) error {
+	return c.Build(ctx, io.Discard, r, build.Layer{DiffID: diffID})
+}
+
+// stack opens the files of layers as one disk.
+func stack(t testing.TB, files []string) *lsmt.Stack {
+	t.Helper()
+	layers := make([]*lsmt.Layer, 0, len(files))
+	for _, name := range files {
+		layers = append(layers, openLayer(t, name))
 	}
 	merged, err := lsmt.Merge(layers)
 	if err != nil {
@@ -170,10 +203,9 @@ func stack(t testing.TB, sealed []*build.Sealed) *lsmt.Stack {
 	return merged
 }
 
-func openLayer(t testing.TB, s *build.Sealed) *lsmt.Layer {
+func openLayer(t testing.TB, name string) *lsmt.Layer {
 	t.Helper()
-	var b fetcher.Blob
-	b, err := s.Open()
+	b, err := filefetch.Open(name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,11 +216,11 @@ func openLayer(t testing.TB, s *build.Sealed) *lsmt.Layer {
 	return l
 }
 
-// flat writes the disk of the sealed layers to a sparse file, in which e2fsck
+// flat writes the disk of layers to a sparse file, in which e2fsck
 // finds nothing wrong.
-func flat(t testing.TB, sealed []*build.Sealed) (disk string) {
+func flat(t testing.TB, files []string) (disk string) {
 	t.Helper()
-	s := stack(t, sealed)
+	s := stack(t, files)
 	disk = filepath.Join(t.TempDir(), "disk.img")
 	f, err := os.Create(disk)
 	if err != nil {
@@ -249,24 +281,15 @@ func sameAsContainerd(t *testing.T, layers ...layer) {
 	need.Root(t)
 	oracle := t.TempDir()
 	begun := time.Now().UTC().Format("2006-01-02T15:04:05")
+	ids := make([]digest.Digest, len(layers))
 	for i, l := range layers {
-		r := l(t)
-		d, err := build.Decompress(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := archive.Apply(t.Context(), oracle, d); err != nil {
-			t.Fatalf("containerd on layer %d: %v", i, err)
-		}
-		if err := errors.Join(d.Close(), r.Close()); err != nil {
-			t.Fatal(err)
-		}
+		ids[i] = unpack(t, oracle, l)
 	}
 	want, err := e2e.ReadTree(oracle)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := e2e.ReadTree(mounted(t, flat(t, apply(t, newChain(t, 2<<30), layers...))))
+	got, err := e2e.ReadTree(mounted(t, flat(t, applyAs(t, newChain(t, 2<<30), ids, layers...))))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -274,6 +297,27 @@ func sameAsContainerd(t *testing.T, layers ...layer) {
 	if diff := want.Diff(got); len(diff) != 0 {
 		t.Errorf("%d of %d files differ from what containerd makes, as\n%s", len(diff), len(want), strings.Join(diff[:min(len(diff), 20)], "\n"))
 	}
+}
+
+// unpack has containerd put the layer into dir, and returns its diff ID.
+func unpack(t testing.TB, dir string, l layer) digest.Digest {
+	t.Helper()
+	r := l(t)
+	defer r.Close()
+	d, err := build.Decompress(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	id := digest.SHA256.Digester()
+	content := io.TeeReader(d, id.Hash())
+	if _, err := archive.Apply(t.Context(), dir, content); err != nil {
+		t.Fatalf("containerd: %v", err)
+	}
+	if _, err := io.Copy(io.Discard, content); err != nil {
+		t.Fatal(err)
+	}
+	return id.Digest()
 }
 
 // forgetUnpacking forgets all of the root but what it holds, and when
@@ -307,6 +351,15 @@ func TestDebian(t *testing.T) {
 	}
 	need.Root(t)
 	sameAsContainerd(t, imageLayers(e2e.Debian(t))...)
+}
+
+// TestPackages: Python, Node.js and PostgreSQL, a layer for every package.
+func TestPackages(t *testing.T) {
+	if testing.Short() {
+		t.Skip("downloads Debian packages")
+	}
+	need.Root(t)
+	sameAsContainerd(t, imageLayers(e2e.Packages(t))...)
 }
 
 // TestGoldenTars: the layers that the reference was tried with.

@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package build makes block layers of tars, in user space: it unpacks each
-// layer of an image onto an ext4 file system over the layers below, and hands
+// layer of an image onto an ext4 file system over the layers below, and writes
 // out what changed as a sealed LSMT layer.
+//
+// A layer is written in one pass, while it is unpacked: first the content of
+// its files, in the order of the tar, then the file system's metadata. So it
+// can be compressed meanwhile, and a reader that looks up files finds the
+// metadata of a layer in one place.
 //
 // The one thing to know: a layer fits only what it was made on. Its blocks are
 // edits of the file system that the layers below make up, so a [Chain] builds
@@ -16,14 +21,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/overlaybd-go/overlaybd/backend"
 	"github.com/overlaybd-go/overlaybd/fetcher"
-	"github.com/overlaybd-go/overlaybd/fetcher/file"
 	"github.com/overlaybd-go/overlaybd/image"
 	"github.com/overlaybd-go/overlaybd/image/ext4"
 	"github.com/overlaybd-go/overlaybd/image/lsmt"
@@ -34,7 +36,7 @@ var ErrDiffID = errors.New("content differs from diff ID")
 
 // Options are the choices of a Chain.
 type Options struct {
-	// Dir takes the layers while the chain is open. It must exist.
+	// Dir takes what a layer being made has of metadata; os.TempDir if empty.
 	Dir string
 
 	// VirtualSize is the size of the disk in bytes, where the bottom layer is
@@ -46,37 +48,32 @@ type Options struct {
 const defaultSize = 64 << 30
 
 // A Chain is the layers of one image, bottom first. It is not safe for
-// concurrent use, but what it has sealed may be read all the time.
+// concurrent use.
 type Chain struct {
 	opts   Options
-	dir    string // below opts.Dir, removed with all in it by Close
 	layers []*lsmt.Layer
 }
 
 // New returns an empty chain.
-func New(opts Options) (*Chain, error) {
+func New(opts Options) *Chain {
 	if opts.VirtualSize == 0 {
 		opts.VirtualSize = defaultSize
 	}
-	dir, err := os.MkdirTemp(opts.Dir, "layers-")
-	if err != nil {
-		return nil, err
-	}
-	return &Chain{opts: opts, dir: dir}, nil
+	return &Chain{opts: opts}
 }
 
-// Close closes all layers and removes the chain's files.
+// Close closes all layers.
 func (c *Chain) Close() error {
 	var errs []error
 	for _, l := range c.layers {
 		errs = append(errs, l.Close())
 	}
 	c.layers = nil
-	return errors.Join(append(errs, os.RemoveAll(c.dir))...)
+	return errors.Join(errs...)
 }
 
-// Push puts a block layer that was made before on top. The chain owns blob; it
-// stays the caller's when Push fails. name is how errors call it.
+// Push puts a block layer on top. The chain owns blob; it stays the caller's
+// when Push fails. name is how errors call it.
 func (c *Chain) Push(ctx context.Context, blob fetcher.Blob, name string) error {
 	l, err := image.OpenLayer(ctx, blob, name)
 	if err != nil {
@@ -86,68 +83,55 @@ func (c *Chain) Push(ctx context.Context, blob fetcher.Blob, name string) error 
 	return nil
 }
 
-// Apply unpacks the layer in r, a tar that may be compressed, over the layers
-// so far, seals what that changes and puts it on top. It reads r to its end,
-// and checks that the tar is what diffID says. An error leaves the chain
-// without the layer, and nothing of it on disk.
+// A Layer says what is known of a layer beforehand.
+type Layer struct {
+	DiffID digest.Digest // of the tar, uncompressed
+	Names  lsmt.CommitOptions
+}
+
+// Build unpacks the layer in r, a tar that may be compressed, over the layers
+// so far, and writes what that changes to w as a sealed layer. It reads r to
+// its end, and checks that the tar is what its diff ID says: what was written
+// before an error is of no use. The chain stays as it is; push the layer to
+// build upon it.
 //
 // r is read ahead: whoever ends ctx must see to it that reading r ends too.
-func (c *Chain) Apply(ctx context.Context, r io.Reader, diffID digest.Digest) (*Sealed, error) {
-	data := filepath.Join(c.dir, fmt.Sprintf("%d.lsmt", len(c.layers)))
-	if err := c.build(ctx, data, r, diffID); err != nil {
-		return nil, err
-	}
-	sealed := &Sealed{path: data}
-	blob, err := sealed.Open()
+func (c *Chain) Build(ctx context.Context, w io.Writer, r io.Reader, l Layer) (err error) {
+	lower, err := c.lower()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	l, err := lsmt.Open(ctx, blob)
-	if err != nil {
-		return nil, errors.Join(err, blob.Close())
-	}
-	c.layers = append(c.layers, l)
-	return sealed, nil
-}
-
-// build makes the sealed layer file data.
-func (c *Chain) build(ctx context.Context, data string, r io.Reader, diffID digest.Digest) (err error) {
-	index := data + ".index"
-	opts := lsmt.CreateOptions{Volatile: true}
-	if len(c.layers) == 0 {
+	opts := lsmt.BuilderOptions{CommitOptions: l.Names, TempDir: c.opts.Dir}
+	if lower == nil {
 		opts.VirtualSize = c.opts.VirtualSize
 	}
-	w, err := lsmt.Create(data, index, opts)
+	disk, err := lsmt.Build(w, lower, opts)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		err = errors.Join(err, w.Close(), os.Remove(index))
-		if err != nil {
-			err = errors.Join(err, os.Remove(data))
-		}
-	}()
-	disk, err := c.overlay(w)
-	if err != nil {
+	defer func() { err = errors.Join(err, disk.Close()) }()
+	if err := c.fill(ctx, disk, r, l.DiffID); err != nil {
 		return err
 	}
-	if err := c.fill(ctx, disk, r, diffID); err != nil {
-		return err
-	}
-	return w.Seal(ctx)
+	return disk.Finish(ctx)
 }
 
-// overlay returns the disk of all layers and w on top. It is not to be closed:
-// that would close the layers.
-func (c *Chain) overlay(w *lsmt.Writable) (*lsmt.Disk, error) {
-	if len(c.layers) == 0 {
-		return lsmt.Overlay(nil, w)
-	}
-	lower, err := lsmt.Merge(c.layers)
+// Commit writes all layers to w as one.
+func (c *Chain) Commit(ctx context.Context, w io.Writer, names lsmt.CommitOptions) error {
+	all, err := lsmt.Merge(c.layers)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return lsmt.Overlay(lower, w)
+	return lsmt.Commit(ctx, w, all, names)
+}
+
+// lower returns the disk of all layers, nil without any. It is not to be
+// closed: that would close the layers.
+func (c *Chain) lower() (*lsmt.Stack, error) {
+	if len(c.layers) == 0 {
+		return nil, nil
+	}
+	return lsmt.Merge(c.layers)
 }
 
 // fill unpacks r onto disk.
@@ -192,17 +176,4 @@ func (c *Chain) unpack(ctx context.Context, disk backend.Writer, layer io.Reader
 		return err
 	}
 	return fsys.Sync(ctx)
-}
-
-// A Sealed is a layer that a chain has built.
-type Sealed struct{ path string }
-
-// Open opens the layer file, uncompressed. It can be opened until the chain is
-// closed.
-func (s *Sealed) Open() (fetcher.Blob, error) {
-	b, err := file.Open(s.path)
-	if err != nil {
-		return nil, err
-	}
-	return b, nil
 }

@@ -83,7 +83,7 @@ func TestCompression(t *testing.T) {
 		"zstd skippable": append([]byte("\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"), zstandard(t, p)...),
 	} {
 		t.Run(name, func(t *testing.T) {
-			if _, err := newChain(t, 64<<20).Apply(t.Context(), bytes.NewReader(c), want); err != nil {
+			if err := refused(t.Context(), newChain(t, 64<<20), bytes.NewReader(c), want); err != nil {
 				t.Error(err)
 			}
 		})
@@ -116,7 +116,7 @@ func TestDamaged(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			chain := newChain(t, 64<<20)
-			_, err := chain.Apply(t.Context(), bytes.NewReader(c.p), want)
+			err := refused(t.Context(), chain, bytes.NewReader(c.p), want)
 			if err == nil || c.want != nil && !errors.Is(err, c.want) && !strings.Contains(err.Error(), c.want.Error()) {
 				t.Errorf("error %v, want %v", err, c.want)
 			}
@@ -151,7 +151,7 @@ func TestRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := members(t, file("a", "x"), dir("dir"), link(tar.TypeSymlink, "loop", "loop"), c.m)
-			_, err := newChain(t, 80<<20).Apply(t.Context(), l(t), diffID(t, l))
+			err := refused(t.Context(), newChain(t, 80<<20), l(t), diffID(t, l))
 			if !errors.Is(err, c.want) || !strings.Contains(err.Error(), "tar entry 3") {
 				t.Errorf("error %v, want %v, of tar entry 3", err, c.want)
 			}
@@ -164,7 +164,7 @@ func TestRefused(t *testing.T) {
 func TestDiskFull(t *testing.T) {
 	l := members(t, file("a", noise(40<<20)), file("b", noise(40<<20)))
 	t.Run("image", func(t *testing.T) {
-		_, err := newChain(t, 64<<20).Apply(t.Context(), l(t), diffID(t, l))
+		err := refused(t.Context(), newChain(t, 64<<20), l(t), diffID(t, l))
 		if !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), `"b"`) {
 			t.Errorf("error %v, want ENOSPC and the file's name", err)
 		}
@@ -172,22 +172,36 @@ func TestDiskFull(t *testing.T) {
 	t.Run("scratch", func(t *testing.T) {
 		need.Root(t)
 		dir := t.TempDir()
-		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=16m"); err != nil {
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
 			t.Fatal(err)
 		}
 		defer unix.Unmount(dir, 0) //nolint:errcheck // TempDir's removal would tell
-		c, err := build.New(build.Options{Dir: dir})
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := build.New(build.Options{Dir: dir})
 		defer c.Close()
-		if _, err := c.Apply(t.Context(), l(t), diffID(t, l)); !errors.Is(err, syscall.ENOSPC) {
+		if err := refused(t.Context(), c, l(t), diffID(t, l)); !errors.Is(err, syscall.ENOSPC) {
 			t.Errorf("error %v, want ENOSPC", err)
 		}
-		if left, _ := filepath.Glob(dir + "/*/*"); len(left) > 0 {
+		if left, _ := os.ReadDir(dir); len(left) > 0 {
 			t.Errorf("left %v", left)
 		}
 	})
+	t.Run("layer", func(t *testing.T) {
+		c := newChain(t, 1<<30)
+		if err := c.Build(t.Context(), &fullWriter{1 << 20}, l(t), build.Layer{DiffID: diffID(t, l)}); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("error %v, want ENOSPC", err)
+		}
+	})
+}
+
+// A fullWriter has no space for more than left bytes.
+type fullWriter struct{ left int }
+
+func (w *fullWriter) Write(p []byte) (int, error) {
+	if len(p) > w.left {
+		return 0, syscall.ENOSPC
+	}
+	w.left -= len(p)
+	return len(p), nil
 }
 
 // TestCancelled: a layer that stops arriving does not hold up its end.
@@ -199,7 +213,7 @@ func TestCancelled(t *testing.T) {
 		cancel()
 		w.CloseWithError(ctx.Err())
 	}()
-	if _, err := newChain(t, 64<<20).Apply(ctx, r, diffID(t, blob(nil))); !errors.Is(err, context.Canceled) {
+	if err := refused(ctx, newChain(t, 64<<20), r, diffID(t, blob(nil))); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
 }

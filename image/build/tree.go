@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io/fs"
 	"path"
 	"slices"
@@ -29,6 +28,7 @@ const (
 // absolute target, lead to the root.
 type tree struct {
 	fs    *ext4.FS
+	made  made
 	known map[string]ext4.Ino // directories by the path they were asked for
 }
 
@@ -84,9 +84,11 @@ func (t *tree) walk(ctx context.Context, dir string, create bool) (ext4.Ino, err
 func (w *walker) make() (dir ext4.Ino, err error) {
 	dir = w.at[len(w.at)-1]
 	for _, name := range w.beyond {
-		if dir, err = w.fs.Create(w.ctx, dir, name, ext4.Attr{Mode: syscall.S_IFDIR | 0o755}); err != nil {
+		parent := dir
+		if dir, err = w.fs.Create(w.ctx, parent, name, ext4.Attr{Mode: syscall.S_IFDIR | 0o755}); err != nil {
 			return 0, err
 		}
+		w.made.addImplicit(parent, name, dir)
 	}
 	return dir, nil
 }
@@ -184,17 +186,6 @@ func (t *tree) isDir(ctx context.Context, e ext4.DirEntry) (bool, error) {
 	return n.Mode&syscall.S_IFMT == syscall.S_IFDIR, err
 }
 
-// list returns what lies in dir.
-func (t *tree) list(ctx context.Context, dir ext4.Ino) (all []ext4.DirEntry, err error) {
-	for e, err := range t.fs.ReadDir(ctx, dir) {
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, e)
-	}
-	return all, nil
-}
-
 // removeAll deletes name in dir and all below it. Nothing there is no error.
 func (t *tree) removeAll(ctx context.Context, dir ext4.Ino, name string) error {
 	return t.remove(ctx, dir, name, 0)
@@ -215,21 +206,14 @@ func (t *tree) remove(ctx context.Context, dir ext4.Ino, name string, depth int)
 	if err != nil {
 		return err
 	}
-	inside, err := t.list(ctx, ino)
-	if err != nil {
-		return err
-	}
-	for _, e := range inside {
-		if err := t.remove(ctx, ino, e.Name, depth+1); err != nil {
+	for e, err := range t.fs.ReadDir(ctx, ino) {
+		if err == nil {
+			err = t.remove(ctx, ino, e.Name, depth+1)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	t.known = nil
 	return t.fs.Remove(ctx, dir, name)
-}
-
-func sum(name string) uint64 {
-	h := fnv.New64a()
-	_, _ = h.Write([]byte(name)) // it never fails
-	return h.Sum64()
 }

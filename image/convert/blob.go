@@ -46,14 +46,17 @@ type Blob struct {
 
 var _ io.ReaderAt = (*Blob)(nil)
 
-// NewBlob makes the blob of a layer. It is a function of the layer's content
-// and the options.
-func NewBlob(ctx context.Context, layer lsmt.Source, opts BlobOptions) (*Blob, error) {
+// A LayerWriter writes a sealed layer with the given names.
+type LayerWriter func(w io.Writer, names lsmt.CommitOptions) error
+
+// NewBlob makes the blob of the layer that write writes, and compresses it
+// meanwhile. The blob is a function of the layer's bytes and the options.
+func NewBlob(write LayerWriter, opts BlobOptions) (*Blob, error) {
 	b, err := tempBlob(opts.TempDir)
 	if err != nil {
 		return nil, err
 	}
-	if err := b.compress(ctx, layer, opts); err != nil {
+	if err := b.compress(write, opts); err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
 	return b, nil
@@ -70,7 +73,7 @@ func tempBlob(dir string) (*Blob, error) {
 	return &Blob{f: f}, nil
 }
 
-func (b *Blob) compress(ctx context.Context, layer lsmt.Source, opts BlobOptions) error {
+func (b *Blob) compress(write LayerWriter, opts BlobOptions) error {
 	if _, err := b.f.Seek(tarblob.PayloadOffset, io.SeekStart); err != nil {
 		return err
 	}
@@ -79,8 +82,11 @@ func (b *Blob) compress(ctx context.Context, layer lsmt.Source, opts BlobOptions
 	if err != nil {
 		return err
 	}
-	err = lsmt.Commit(ctx, z, layer, lsmt.CommitOptions{UUID: LayerUUID(opts.ChainID), ParentUUID: LayerUUID(opts.Parent)})
-	if err = errors.Join(err, z.Close(), buf.Flush()); err != nil {
+	if err := write(z, lsmt.CommitOptions{UUID: LayerUUID(opts.ChainID), ParentUUID: LayerUUID(opts.Parent)}); err != nil {
+		_ = z.Close() // what is under way in it ends; the error is known
+		return err
+	}
+	if err := errors.Join(z.Close(), buf.Flush()); err != nil {
 		return err
 	}
 	end, err := b.f.Seek(0, io.SeekCurrent)
@@ -154,16 +160,31 @@ func (b *Blob) ReadAt(p []byte, off int64) (int, error) { return b.f.ReadAt(p, o
 // Close gives up the blob.
 func (b *Blob) Close() error { return b.f.Close() }
 
-// WriteBlob writes to w the blob of a sealed layer and returns its size.
-func WriteBlob(ctx context.Context, w io.Writer, sealed fetcher.Blob, opts BlobOptions) (size int64, err error) {
+// Layer returns the blob as what layers are opened from. It can be read until
+// b is closed; closing it does nothing.
+func (b *Blob) Layer() fetcher.Blob { return view{b} }
+
+// A view is a Blob that is another's to close.
+type view struct{ b *Blob }
+
+func (v view) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	return v.b.ReadAt(p, off)
+}
+
+func (v view) Size() int64 { return v.b.size }
+func (view) Close() error  { return nil }
+
+// CommitBlob makes the blob of a sealed layer, without the data that nothing
+// in it leads to. The layer stays the caller's.
+func CommitBlob(ctx context.Context, sealed fetcher.Blob, opts BlobOptions) (*Blob, error) {
 	layer, err := lsmt.Open(ctx, sealed)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	b, err := NewBlob(ctx, layer, opts)
-	if err != nil {
-		return 0, err
-	}
-	defer b.Close() //nolint:errcheck // it is only read
-	return io.Copy(w, io.NewSectionReader(b, 0, b.size))
+	return NewBlob(func(w io.Writer, names lsmt.CommitOptions) error {
+		return lsmt.Commit(ctx, w, layer, names)
+	}, opts)
 }

@@ -3,10 +3,10 @@
 package convert_test
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"io"
 	"os"
 	"strings"
 	"testing"
@@ -23,10 +23,10 @@ import (
 	"github.com/overlaybd-go/overlaybd/tests/need"
 )
 
-// TestWriteBlob: the blob shows the disk that the reference's blob of the same
+// TestCommitBlob: the blob shows the disk that the reference's blob of the same
 // layer shows. (The bytes differ: the reference tags the layer and rewrites the
 // header of a ZFile once it is complete.)
-func TestWriteBlob(t *testing.T) {
+func TestCommitBlob(t *testing.T) {
 	_, golden := need.Golden(t, "rw/a.sealed", "rw/a.commit", "rw/a.commit.z.tar")
 	layer := open(t, golden["rw/a.commit"].Path)
 	header, err := lsmt.Open(t.Context(), layer)
@@ -34,19 +34,19 @@ func TestWriteBlob(t *testing.T) {
 		t.Fatal(err)
 	}
 	opts := convert.BlobOptions{ChainID: chain(header.Header().UUID), Parent: chain(header.Header().ParentUUID), TempDir: t.TempDir()}
-	var blob bytes.Buffer
-	n, err := convert.WriteBlob(t.Context(), &blob, open(t, golden["rw/a.sealed"].Path), opts)
+	blob, err := convert.CommitBlob(t.Context(), open(t, golden["rw/a.sealed"].Path), opts)
 	if err != nil {
 		t.Fatal(err)
 	}
-	name := t.TempDir() + "/blob"
-	if err := os.WriteFile(name, blob.Bytes(), 0o600); err != nil {
-		t.Fatal(err)
+	defer blob.Close()
+	d := blob.Descriptor()
+	if sum, err := digest.FromReader(io.NewSectionReader(blob, 0, d.Size)); err != nil || sum != d.Digest {
+		t.Errorf("the blob is %s, reported as %s; %v", sum, d.Digest, err)
 	}
-	if n != int64(blob.Len()) {
-		t.Errorf("%d bytes, reported as %d", blob.Len(), n)
+	if _, err := blob.ReadAt(make([]byte, 1), d.Size); !errors.Is(err, io.EOF) {
+		t.Errorf("it goes on after %d bytes: %v", d.Size, err)
 	}
-	if got, want := volume(t, open(t, name)), golden["rw/a.commit.z.tar"].Volume; got != want {
+	if got, want := volume(t, blob.Layer()), golden["rw/a.commit.z.tar"].Volume; got != want {
 		t.Errorf("the disk is %s, want %s", got, want)
 	}
 	left, err := os.ReadDir(opts.TempDir)
@@ -93,22 +93,18 @@ func open(t *testing.T, name string) *file.Blob {
 	return b
 }
 
-// TestWriteBlobOptions: what was asked for is what readers find.
-func TestWriteBlobOptions(t *testing.T) {
+// TestCommitBlobOptions: what was asked for is what readers find.
+func TestCommitBlobOptions(t *testing.T) {
 	_, golden := need.Golden(t, "rw/a.sealed")
 	compression := zfile.Options{Algorithm: zfile.Zstd, BlockSize: 16 << 10}
-	name := t.TempDir() + "/blob"
-	f, err := os.Create(name)
+	blob, err := convert.CommitBlob(t.Context(), open(t, golden["rw/a.sealed"].Path), convert.BlobOptions{
+		ChainID: digest.FromString("layer"), Parent: digest.FromString("parent"), Compression: compression,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = convert.WriteBlob(t.Context(), f, open(t, golden["rw/a.sealed"].Path), convert.BlobOptions{
-		ChainID: digest.FromString("layer"), Parent: digest.FromString("parent"), Compression: compression,
-	})
-	if err := errors.Join(err, f.Close()); err != nil {
-		t.Fatal(err)
-	}
-	payload, err := tarblob.Open(t.Context(), open(t, name))
+	defer blob.Close()
+	payload, err := tarblob.Open(t.Context(), blob.Layer())
 	if err != nil {
 		t.Fatal(err)
 	}

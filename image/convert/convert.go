@@ -15,6 +15,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/images"
@@ -118,7 +120,7 @@ func (c *Converter) Convert(ctx context.Context, desc ocispec.Descriptor) (ocisp
 	defer w.cancel(nil)
 	desc, err := w.convert(ctx, desc, 0)
 	if errors.Is(err, errSkip) {
-		return desc, fmt.Errorf("%w: no manifest of the image is selected and has its content here", errdefs.ErrNotFound)
+		return desc, w.nothing()
 	}
 	if err != nil && context.Cause(ctx) != nil {
 		err = context.Cause(ctx) // the first of several: the others follow from it
@@ -137,8 +139,29 @@ type walk struct {
 	slots   *semaphore.Weighted
 	cancel  context.CancelCauseFunc
 
-	mu   sync.Mutex                // guards done
-	done map[digest.Digest]*result // by source
+	mu     sync.Mutex                // guards what follows
+	done   map[digest.Digest]*result // by source
+	others []string                  // platforms that are not selected
+}
+
+// refuse notes a platform that is not selected.
+func (w *walk) refuse(p ocispec.Platform) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.others = append(w.others, platforms.FormatAll(p))
+	return errSkip
+}
+
+// nothing returns the error of an image of which nothing is converted.
+func (w *walk) nothing() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.others) == 0 {
+		return fmt.Errorf("%w: no manifest of the image has its content here", errdefs.ErrNotFound)
+	}
+	slices.Sort(w.others)
+	return fmt.Errorf("%w: no manifest of the image is selected and has its content here; there are others, for %s",
+		errdefs.ErrNotFound, strings.Join(slices.Compact(w.others), ", "))
 }
 
 // A result is what becomes of a document.
@@ -268,7 +291,7 @@ func (w *walk) entry(ctx context.Context, desc ocispec.Descriptor, depth int) (o
 		return desc, w.skip(desc, "it attests to a manifest that the new image does not have")
 	}
 	if w.Platform != nil && desc.Platform != nil && !w.Platform.Match(*desc.Platform) {
-		return desc, errSkip
+		return desc, w.refuse(*desc.Platform)
 	}
 	if w.Platform == nil && w.partial != nil && !w.present(ctx, desc) {
 		return desc, w.skip(desc, "its content is not here")

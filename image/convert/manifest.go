@@ -66,7 +66,7 @@ func (w *walk) manifest(ctx context.Context, desc ocispec.Descriptor) (ocispec.D
 		return desc, fmt.Errorf("read image %s: %w", desc.Digest, err)
 	}
 	if w.Platform != nil && !w.Platform.Match(img.Platform) {
-		return desc, errSkip
+		return desc, w.refuse(img.Platform)
 	}
 	if w.Memory == nil {
 		return w.rebuild(ctx, img)

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// maxPacking is how many layers are packed while another is applied. Packing
-// uses every CPU by itself; the second fills the gaps of the first.
+// maxPacking is how many layers are packed while another is applied: one keeps
+// the CPUs or the line busy, the second fills the gaps of the first.
 const maxPacking = 2
 
 // A Pack stores the blob of an applied layer, and returns its digest and size.

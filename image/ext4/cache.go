@@ -112,7 +112,7 @@ func (c *cache) flush(ctx context.Context) error {
 func (c *cache) write(ctx context.Context, blocks []*block) error {
 	blocks = slices.DeleteFunc(slices.Clone(blocks), func(b *block) bool { return !b.dirty })
 	slices.SortFunc(blocks, func(a, b *block) int { return int(int64(a.no - b.no)) })
-	out := stream{dev: c.dev}
+	out := stream{store: c.dev.WriteAt}
 	for _, b := range blocks {
 		if err := out.write(ctx, b.data, int64(b.no)*int64(c.size)); err != nil {
 			return err

@@ -193,8 +193,8 @@ func (f *FS) blockEntries(n inode, b *block) iter.Seq2[dirent, error] {
 }
 
 // ReadDir yields the entries of the directory dir without "." and "..", in
-// the order they are stored in. It ends with the first error. Names must not
-// be added or removed meanwhile.
+// the order they are stored in. It ends with the first error. Meanwhile names
+// may be removed, but not added: it holds one block of the directory.
 func (f *FS) ReadDir(ctx context.Context, dir Ino) iter.Seq2[DirEntry, error] {
 	return func(yield func(DirEntry, error) bool) {
 		for i := uint64(0); ; i++ {

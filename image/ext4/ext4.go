@@ -7,7 +7,7 @@
 // metadata when an operation needs it, so that a layer can be applied to
 // parents whose blocks are fetched on demand, keeps what it changed in a
 // bounded cache, and has written all of it only when [FS.Sync] returns. File
-// content goes straight to the device.
+// content goes straight to the device, which may be a [ContentWriter].
 //
 // What is written is a pure function of the calls made: there are no clocks
 // and no randomness, and space is handed out in the order of the calls, after
@@ -132,7 +132,7 @@ func Open(ctx context.Context, dev backend.Writer) (*FS, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open ext4: %w", err)
 	}
-	f := &FS{dev: dev, sb: sb, cache: newCache(dev, int(sb.blockSize)), out: stream{dev: dev}}
+	f := &FS{dev: dev, sb: sb, cache: newCache(dev, int(sb.blockSize)), out: contentOf(dev)}
 	if err := f.readGroups(ctx); err != nil {
 		return nil, fmt.Errorf("open ext4: %w", err)
 	}

@@ -44,7 +44,7 @@ func Format(ctx context.Context, dev backend.Writer, opts FormatOptions) error {
 	if err != nil {
 		return fmt.Errorf("format ext4: %w", err)
 	}
-	f := &FS{dev: dev, sb: sb, cache: newCache(dev, newBlockSize), out: stream{dev: dev}}
+	f := &FS{dev: dev, sb: sb, cache: newCache(dev, newBlockSize), out: contentOf(dev)}
 	f.placeGroups()
 	if err := f.layZone(); err != nil {
 		return fmt.Errorf("format ext4: %w", err)

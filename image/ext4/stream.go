@@ -4,6 +4,7 @@ package ext4
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/overlaybd-go/overlaybd/backend"
 )
@@ -11,12 +12,29 @@ import (
 // directBytes is the size from which a write is worth no copy (256 KiB).
 const directBytes = 256 << 10
 
+// A ContentWriter is a device that wants to know which writes are content of
+// files: that is written once, and read only by [FS.ReadAt], where everything
+// else is written again and again. A block may hold content after it held
+// something else, and the other way round.
+type ContentWriter interface {
+	// WriteContent is a WriteAt of content.
+	WriteContent(ctx context.Context, p []byte, off int64) (int, error)
+}
+
 // A stream gathers small writes to neighbouring places of a device, such as
 // the contents of small files one after the other, into large ones.
 type stream struct {
-	dev backend.Writer
-	buf []byte
-	off int64 // where buf belongs
+	store func(ctx context.Context, p []byte, off int64) (int, error)
+	buf   []byte
+	off   int64 // where buf belongs
+}
+
+// contentOf returns the stream of the content of files to dev.
+func contentOf(dev backend.Writer) stream {
+	if w, ok := dev.(ContentWriter); ok {
+		return stream{store: w.WriteContent}
+	}
+	return stream{store: dev.WriteAt}
 }
 
 // write stores p at byte offset off, at the latest with the next flush.
@@ -29,7 +47,7 @@ func (s *stream) write(ctx context.Context, p []byte, off int64) error {
 	}
 	if len(p) >= directBytes {
 		s.off = off + int64(len(p))
-		return writeFull(ctx, s.dev, p, off)
+		return s.put(ctx, p, off)
 	}
 	s.buf = append(s.buf, p...)
 	return nil
@@ -39,8 +57,15 @@ func (s *stream) flush(ctx context.Context) error {
 	if len(s.buf) == 0 {
 		return nil
 	}
-	err := writeFull(ctx, s.dev, s.buf, s.off)
+	err := s.put(ctx, s.buf, s.off)
 	s.off += int64(len(s.buf))
 	s.buf = s.buf[:0]
 	return err
+}
+
+func (s *stream) put(ctx context.Context, p []byte, off int64) error {
+	if _, err := s.store(ctx, p, off); err != nil {
+		return fmt.Errorf("write %d bytes at %d: %w", len(p), off, err)
+	}
+	return nil
 }

@@ -133,13 +133,6 @@ func readFull(ctx context.Context, dev backend.Writer, p []byte, off int64) erro
 	return fmt.Errorf("read %d bytes at %d: %w", len(p), off, err)
 }
 
-func writeFull(ctx context.Context, dev backend.Writer, p []byte, off int64) error {
-	if _, err := dev.WriteAt(ctx, p, off); err != nil {
-		return fmt.Errorf("write %d bytes at %d: %w", len(p), off, err)
-	}
-	return nil
-}
-
 func superCorrupt(field, format string, args ...any) error {
 	return corrupt("superblock", superOffset, field, format, args...)
 }

@@ -43,32 +43,41 @@ const (
 // the first byte to the last, so w may compress or upload. The bytes depend
 // on the content of src and opts alone.
 func Commit(ctx context.Context, w io.Writer, src Source, opts CommitOptions) error {
-	c, err := newCommit(w, src, opts)
-	if err == nil {
-		err = c.run(ctx)
-	}
-	if err != nil {
+	if err := commitAll(ctx, w, src, opts); err != nil {
 		return fmt.Errorf("commit layer: %w", err)
 	}
 	return nil
 }
 
-// A commit is one Commit under way.
+func commitAll(ctx context.Context, w io.Writer, src Source, opts CommitOptions) error {
+	h, x, read, err := src.content()
+	if err != nil {
+		return err
+	}
+	c, err := newCommit(w, h, opts)
+	if err != nil {
+		return err
+	}
+	for _, r := range x {
+		if err := c.copy(ctx, r, read); err != nil {
+			return err
+		}
+	}
+	return c.finish()
+}
+
+// A commit is a sealed layer that is being written.
 type commit struct {
 	w      io.Writer
-	read   readFunc
 	header Header
 	index  index
-	out    index
 	sector uint64 // where the next data goes
 	buf    [copySectors * SectorSize]byte
 }
 
-func newCommit(w io.Writer, src Source, opts CommitOptions) (*commit, error) {
-	h, x, read, err := src.content()
-	if err != nil {
-		return nil, err
-	}
+// newCommit writes the header of a layer that is as h says, but for its names.
+func newCommit(w io.Writer, h Header, opts CommitOptions) (*commit, error) {
+	var err error
 	if h.UUID, err = checkUUID(opts.UUID); err != nil {
 		return nil, err
 	}
@@ -82,48 +91,49 @@ func newCommit(w io.Writer, src Source, opts CommitOptions) (*commit, error) {
 	}
 	h.Flags, h.IndexOffset, h.IndexRecords = FlagHeader|FlagData|FlagSealed, 0, 0
 	h.UserTag = opts.UserTag
-	return &commit{w: w, read: read, header: h, index: x, sector: firstSector}, nil
+	if _, err := w.Write(h.marshal()); err != nil {
+		return nil, err
+	}
+	return &commit{w: w, header: h, sector: firstSector}, nil
 }
 
-func (c *commit) run(ctx context.Context) error {
-	if _, err := c.w.Write(c.header.marshal()); err != nil {
-		return err
-	}
-	for _, r := range c.index {
-		if err := c.copy(ctx, r); err != nil {
-			return err
-		}
-	}
-	return c.finish()
-}
-
-// copy writes the data of r.
-func (c *commit) copy(ctx context.Context, r record) error {
+// copy writes the data of r and its record.
+func (c *commit) copy(ctx context.Context, r record, read readFunc) error {
 	if r.zeroed() {
 		return c.emit(newZeroed(r.lba(), r.sectors(), c.sector))
 	}
 	for lba := r.lba(); lba < r.end(); {
 		part := r.clip(lba, min(lba+copySectors, r.end()))
 		p := c.buf[:part.sectors()*SectorSize]
-		if err := c.read(ctx, part.tag(), p, int64(part.source())*SectorSize); err != nil {
+		if err := read(ctx, part.tag(), p, int64(part.source())*SectorSize); err != nil {
 			return err
 		}
-		if _, err := c.w.Write(p); err != nil {
+		at, err := c.data(p)
+		if err != nil {
 			return err
 		}
-		if err := c.emit(newRecord(lba, part.sectors(), c.sector)); err != nil {
+		if err := c.emit(newRecord(lba, part.sectors(), at)); err != nil {
 			return err
 		}
-		c.sector += part.sectors()
 		lba = part.end()
 	}
 	return nil
 }
 
+// data writes whole sectors and returns the first of them.
+func (c *commit) data(p []byte) (at uint64, err error) {
+	at = c.sector
+	if _, err := c.w.Write(p); err != nil {
+		return 0, err
+	}
+	c.sector += uint64(len(p)) / SectorSize
+	return at, nil
+}
+
 // emit adds r to the index, joining it to the record before where it goes on.
 func (c *commit) emit(r record) error {
-	c.out = appendJoined(c.out, r)
-	if len(c.out) > maxSealed {
+	c.index = appendJoined(c.index, r)
+	if len(c.index) > maxSealed {
 		return fmt.Errorf("more than %d records, which the reference does not read", maxSealed)
 	}
 	return nil
@@ -140,14 +150,14 @@ func appendJoined(x index, r record) index {
 }
 
 func (c *commit) finish() error {
-	for len(c.out)%padRecords != 0 {
-		c.out = append(c.out, padding)
+	for len(c.index)%padRecords != 0 {
+		c.index = append(c.index, padding)
 	}
 	h := c.header
 	h.Flags = FlagData | FlagSealed
 	h.IndexOffset = int64(c.sector) * SectorSize
-	h.IndexRecords = int64(len(c.out))
-	_, err := c.w.Write(append(c.out.marshal(), h.marshal()...))
+	h.IndexRecords = int64(len(c.index))
+	_, err := c.w.Write(append(c.index.marshal(), h.marshal()...))
 	return err
 }
 
@@ -193,6 +203,13 @@ func (w *Writable) Seal(ctx context.Context) error {
 	if err := w.sync(ctx); err != nil {
 		return err
 	}
+	if err := w.seal(); err != nil {
+		return err
+	}
+	return w.closeJournal(true)
+}
+
+func (w *Writable) seal() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closed {
@@ -202,7 +219,7 @@ func (w *Writable) Seal(ctx context.Context) error {
 		return fmt.Errorf("seal %s: %w", w.data.Name(), err)
 	}
 	w.closed = true
-	return errors.Join(w.datasync(w.data.File), w.data.Close(), w.index.Close())
+	return errors.Join(datasync(w.data.File), w.data.Close(), w.index.Close())
 }
 
 // appendTrailer writes the index and the trailer behind the data.

@@ -80,7 +80,7 @@ func noEOF(err error) error {
 
 // WriteAt stores whole sectors at a sector's offset.
 func (d *Disk) WriteAt(_ context.Context, p []byte, off int64) (int, error) {
-	if err := d.check("write", off, int64(len(p))); err != nil {
+	if err := checkRange("write", off, int64(len(p)), d.size); err != nil {
 		return 0, err
 	}
 	if len(p) == 0 {
@@ -94,7 +94,7 @@ func (d *Disk) WriteAt(_ context.Context, p []byte, off int64) (int, error) {
 
 // Discard makes whole sectors read as zeros.
 func (d *Disk) Discard(_ context.Context, off, n int64) error {
-	if err := d.check("discard", off, n); err != nil {
+	if err := checkRange("discard", off, n, d.size); err != nil {
 		return err
 	}
 	if n == 0 {
@@ -106,9 +106,10 @@ func (d *Disk) Discard(_ context.Context, off, n int64) error {
 	return nil
 }
 
-func (d *Disk) check(op string, off, n int64) error {
-	if (off|n)%SectorSize != 0 || off < 0 || n < 0 || off > d.size-n {
-		return fmt.Errorf("%s %d bytes at %d: not whole sectors inside a volume of %d", op, n, off, d.size)
+// checkRange checks a request for n bytes at off of a volume of size bytes.
+func checkRange(op string, off, n, size int64) error {
+	if (off|n)%SectorSize != 0 || off < 0 || n < 0 || off > size-n {
+		return fmt.Errorf("%s %d bytes at %d: not whole sectors inside a volume of %d", op, n, off, size)
 	}
 	return nil
 }

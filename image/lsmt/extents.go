@@ -84,7 +84,8 @@ func (e *extents) flat() index { return slices.Concat(e.chunks...) }
 type span struct {
 	n    int64 // length in bytes
 	kind spanKind
-	at   int64 // byte offset of the bytes in the data file, for spanData
+	tag  uint8 // of the source, for spanData
+	at   int64 // byte offset of the bytes in the source, for spanData
 }
 
 type spanKind uint8
@@ -130,5 +131,5 @@ func (r record) span(off, n int64) span {
 	if r.zeroed() {
 		return span{n: n, kind: spanZero}
 	}
-	return span{n: n, kind: spanData, at: int64(r.source())*SectorSize + off - start}
+	return span{n: n, kind: spanData, tag: r.tag(), at: int64(r.source())*SectorSize + off - start}
 }

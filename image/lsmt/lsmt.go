@@ -8,7 +8,7 @@
 // pile of them into one [Stack]. A writable layer is a data file and an index
 // file: [Create] or [OpenWritable] it, put it over a stack with [Overlay],
 // and turn it into a sealed layer with [Writable.Seal] (in place) or [Commit]
-// (compacted, to any io.Writer).
+// (compacted, to any io.Writer). [Build] makes a sealed layer in one pass.
 //
 // The one thing to know: a sector that a layer does not map shows the layer
 // below, a sector that it maps as zeroed hides the layer below. The two are
@@ -17,7 +17,7 @@
 // # Sealed layer
 //
 //	0             header, 4096 bytes
-//	4096          data sectors in the order of the index
+//	4096          data sectors; a commit's are in the order of the index
 //	index_offset  index records, 16 bytes each, sorted, not overlapping
 //	size-4096     trailer, 4096 bytes: the truth about the index
 //

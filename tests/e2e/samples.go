@@ -3,6 +3,12 @@
 package e2e
 
 import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -53,6 +59,76 @@ func Debian(t testing.TB) Image {
 			t.Fatal(err)
 		}
 	})
+	return mustOpen(t, layout)
+}
+
+// Packages returns Python, Node.js and PostgreSQL with all that they need, as
+// Debian packs them: every package is a layer, as its maintainers have written
+// it. They are downloaded in the first run, and not installed.
+func Packages(t testing.TB) Image {
+	t.Helper()
+	layout := need.Cached(t, "packages-"+Platform.Architecture+"-"+samplesVersion, func(layout string) {
+		t.Log("downloading Debian packages: a minute, but only once")
+		root := filepath.Join(tempDir(t), "root")
+		run(t, "", need.Command(t, "debootstrap"), "--variant=minbase", "--download-only", "--include=python3,nodejs,postgresql", "bookworm", root)
+		debs, err := filepath.Glob(filepath.Join(root, "var/cache/apt/archives/*.deb"))
+		if err != nil || len(debs) == 0 {
+			t.Fatalf("debootstrap has downloaded nothing: %v", err)
+		}
+		layers := make([]Layer, len(debs))
+		for i, name := range debs {
+			layers[i] = debian(t.Context(), need.Command(t, "dpkg-deb"), name)
+		}
+		if _, err := Build(layout, Platform, []string{"node", "--version"}, layers...); err != nil {
+			t.Fatal(err)
+		}
+	})
+	return mustOpen(t, layout)
+}
+
+// debian returns the layer of the files of a Debian package.
+func debian(ctx context.Context, dpkg, name string) Layer {
+	return func(w *tar.Writer) (err error) {
+		cmd := exec.CommandContext(ctx, dpkg, "--fsys-tarfile", name)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			return err
+		}
+		if err := cmd.Start(); err != nil {
+			return err
+		}
+		err = copyTar(w, out)
+		if _, rest := io.Copy(io.Discard, out); rest != nil {
+			err = errors.Join(err, rest)
+		}
+		if err = errors.Join(err, cmd.Wait()); err != nil {
+			return fmt.Errorf("package %s: %w", filepath.Base(name), err)
+		}
+		return nil
+	}
+}
+
+// copyTar copies the entries of a tar, in the format that they have.
+func copyTar(w *tar.Writer, from io.Reader) error {
+	for r := tar.NewReader(from); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := w.WriteHeader(h); err != nil {
+			return err
+		}
+		if _, err := io.Copy(w, r); err != nil {
+			return err
+		}
+	}
+}
+
+func mustOpen(t testing.TB, layout string) Image {
+	t.Helper()
 	img, err := Open(layout)
 	if err != nil {
 		t.Fatal(err)

@@ -21,6 +21,9 @@ import (
 // directory itself is ".".
 type Tree map[string]Node
 
+// TimeFormat is that of the times of a Node, which are UTC.
+const TimeFormat = "2006-01-02T15:04:05.000000000"
+
 // A Node is one file of a Tree, of whatever kind.
 type Node struct {
 	Mode   fs.FileMode
@@ -85,7 +88,7 @@ func readNode(name string) (Node, *syscall.Stat_t, error) {
 		return Node{}, nil, err
 	}
 	st := info.Sys().(*syscall.Stat_t) //nolint:errcheck // os.Lstat fills it on Linux
-	n := Node{Mode: info.Mode(), UID: st.Uid, GID: st.Gid, MTime: info.ModTime().UTC().Format("2006-01-02T15:04:05.000000000")}
+	n := Node{Mode: info.Mode(), UID: st.Uid, GID: st.Gid, MTime: info.ModTime().UTC().Format(TimeFormat)}
 	if n.Xattrs, err = readXattrs(name); err != nil {
 		return Node{}, nil, err
 	}

@@ -83,13 +83,13 @@ var guests = []struct {
 }{
 	{
 		linux61,
-		[]string{"backend/tcmu", "tests/device"},
+		[]string{"backend/tcmu", "tests/device", "cmd/overlaybd-blockd"},
 		[]string{"configfs", "target_core_user", "tcm_loop", "sd_mod", "fuse", "loop", "xfs"},
 		"root,fuse,loop,tcmu",
 	},
 	{
 		linux612,
-		[]string{"backend/tcmu", "backend/ublk", "tests/device"},
+		[]string{"backend/tcmu", "backend/ublk", "tests/device", "cmd/overlaybd-blockd"},
 		[]string{"configfs", "target_core_user", "tcm_loop", "sd_mod", "ublk_drv", "fuse", "loop", "xfs"},
 		"root,fuse,loop,tcmu,ublk",
 	},

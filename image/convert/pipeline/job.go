@@ -5,7 +5,6 @@ package pipeline
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -21,7 +20,7 @@ type job struct {
 	img    convert.Image
 	chain  *build.Chain
 	next   *download       // of the layer after the one being applied; nil for none
-	sealed []*build.Sealed // all layers, where they are to be merged
+	blobs  []*convert.Blob // of layers, which those above are built on
 	missed bool            // the cache lacked a layer, so it lacks those above
 }
 
@@ -29,7 +28,11 @@ func (j *job) close() error {
 	if j.next != nil {
 		j.next.close()
 	}
-	return j.chain.Close()
+	errs := []error{j.chain.Close()}
+	for _, b := range j.blobs {
+		errs = append(errs, b.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // apply puts a layer on top: a blob that the cache knows, or one that is
@@ -46,11 +49,11 @@ func (j *job) apply(ctx context.Context, l convert.Layer) (convert.Pack, error) 
 		}
 		j.missed = true
 	}
-	sealed, err := j.build(ctx, l)
+	b, err := j.build(ctx, l)
 	if err != nil {
 		return nil, err
 	}
-	return func(ctx context.Context) (ocispec.Descriptor, error) { return j.pack(ctx, l, sealed) }, nil
+	return func(ctx context.Context) (ocispec.Descriptor, error) { return j.store(ctx, l, b) }, nil
 }
 
 // find takes a layer from the cache.
@@ -65,8 +68,27 @@ func (j *job) find(ctx context.Context, l convert.Layer) (ocispec.Descriptor, bo
 	return desc, true, nil
 }
 
-// build downloads a layer, applies it and starts on the download of the next.
-func (j *job) build(ctx context.Context, l convert.Layer) (*build.Sealed, error) {
+// build makes the blob of a layer and puts it on top.
+func (j *job) build(ctx context.Context, l convert.Layer) (b *convert.Blob, err error) {
+	err = j.unpack(ctx, l, func(r io.Reader) error {
+		b, err = convert.NewBlob(func(w io.Writer, names lsmt.CommitOptions) error {
+			return j.chain.Build(ctx, w, r, build.Layer{DiffID: l.DiffID, Names: names})
+		}, j.blobOptions(l))
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	j.blobs = append(j.blobs, b)
+	return b, j.chain.Push(ctx, b.Layer(), "converted layer "+b.Descriptor().Digest.String())
+}
+
+func (j *job) blobOptions(l convert.Layer) convert.BlobOptions {
+	return convert.BlobOptions{ChainID: l.ChainID, Parent: l.Parent, Compression: j.opts.Compression, TempDir: j.opts.Dir}
+}
+
+// unpack downloads a layer for apply, and starts on the download of the next.
+func (j *job) unpack(ctx context.Context, l convert.Layer, apply func(io.Reader) error) error {
 	d := j.next
 	if d == nil {
 		d = j.download(ctx, l)
@@ -76,7 +98,7 @@ func (j *job) build(ctx context.Context, l convert.Layer) (*build.Sealed, error)
 	if n := l.Index + 1; n < len(j.img.Layers) {
 		j.next = j.download(ctx, j.img.Layers[n])
 	}
-	return j.chain.Apply(ctx, d, l.DiffID)
+	return apply(d)
 }
 
 func (j *job) download(ctx context.Context, l convert.Layer) *download {
@@ -85,28 +107,17 @@ func (j *job) download(ctx context.Context, l convert.Layer) *download {
 	})
 }
 
-// pack stores the blob of a layer that was built.
-func (j *job) pack(ctx context.Context, l convert.Layer, sealed *build.Sealed) (desc ocispec.Descriptor, err error) {
-	layer, err := openSealed(ctx, sealed)
-	if err != nil {
-		return desc, err
-	}
-	defer func() { err = errors.Join(err, layer.Close()) }()
-	desc, err = j.store(ctx, layer, l)
+// store uploads the blob of a layer, and lets the cache know.
+func (j *job) store(ctx context.Context, l convert.Layer, b *convert.Blob) (ocispec.Descriptor, error) {
+	desc, err := j.upload(ctx, l, b)
 	if err == nil && j.opts.Cache != nil {
 		err = j.opts.Cache.Add(ctx, l, desc)
 	}
 	return desc, err
 }
 
-// store compresses a layer and uploads it.
-func (j *job) store(ctx context.Context, layer lsmt.Source, l convert.Layer) (desc ocispec.Descriptor, err error) {
-	b, err := j.compress(ctx, layer, l)
-	if err != nil {
-		return desc, err
-	}
-	defer func() { err = errors.Join(err, b.Close()) }()
-	desc = b.Descriptor()
+func (j *job) upload(ctx context.Context, l convert.Layer, b *convert.Blob) (ocispec.Descriptor, error) {
+	desc := b.Descriptor()
 	content := &counted{b, func(done int64) {
 		j.report(Event{Layer: l, Stage: Uploading, Done: done, Total: desc.Size})
 	}}
@@ -115,21 +126,6 @@ func (j *job) store(ctx context.Context, layer lsmt.Source, l convert.Layer) (de
 	}
 	j.report(Event{Layer: l, Stage: Finished, Done: desc.Size, Total: desc.Size, Blob: desc})
 	return desc, nil
-}
-
-func (j *job) compress(ctx context.Context, layer lsmt.Source, l convert.Layer) (*convert.Blob, error) {
-	if err := j.packing.Acquire(ctx, 1); err != nil {
-		return nil, context.Cause(ctx)
-	}
-	defer j.packing.Release(1)
-	j.report(Event{Layer: l, Stage: Packing})
-	b, err := convert.NewBlob(ctx, layer, convert.BlobOptions{
-		ChainID: l.ChainID, Parent: l.Parent, Compression: j.opts.Compression, TempDir: j.opts.Dir,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("compress: %w", err)
-	}
-	return b, nil
 }
 
 func (p *Pipeline) report(e Event) {

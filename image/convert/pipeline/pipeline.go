@@ -4,13 +4,13 @@
 // to a target: download, decompress, apply, compress and upload are one stream
 // per layer, and layers follow each other closely.
 //
-//	layer n    download ▸ decompress ▸ apply ▸ │ compress ▸ upload
-//	layer n+1     download ahead               │ ▸ decompress ▸ apply ▸ │ …
+//	layer n    download ▸ decompress ▸ apply ▸ compress │ upload
+//	layer n+1     download ahead                        │ ▸ decompress ▸ apply ▸ …
 //
 // The one thing to know: memory is bounded whatever the image. What is ahead
-// waits for what is behind, and only the layers themselves, sealed and
-// compressed, are on disk. The bytes that come out depend on the source and
-// the options, not on timing or the number of workers.
+// waits for what is behind, and only the blobs themselves are on disk. The
+// bytes that come out depend on the source and the options, not on timing or
+// the number of workers.
 package pipeline
 
 import (
@@ -21,15 +21,12 @@ import (
 	"runtime"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/fetcher/file"
-	"github.com/overlaybd-go/overlaybd/image"
 	"github.com/overlaybd-go/overlaybd/image/build"
 	"github.com/overlaybd-go/overlaybd/image/convert"
 	"github.com/overlaybd-go/overlaybd/image/convert/store"
-	"github.com/overlaybd-go/overlaybd/image/lsmt"
 	"github.com/overlaybd-go/overlaybd/image/zfile"
 )
 
@@ -75,7 +72,7 @@ type Stage int
 // The stages of a layer.
 const (
 	Applying  Stage = iota // Done and Total are bytes of the source's blob
-	Packing                // there is no telling how far
+	Packing                // of all layers as one; there is no telling how far
 	Uploading              // Done and Total are bytes of the new blob
 	Finished               // Total is the size of the new blob
 	Reused                 // as Finished, and nothing was built
@@ -89,10 +86,6 @@ type Event struct {
 	Blob        ocispec.Descriptor
 }
 
-// maxPacking is how many layers are compressed at a time, of all images. One
-// uses every CPU by itself; the second fills the gaps of the first.
-const maxPacking = 2
-
 // A Source is where blobs are downloaded from. It is a part of [store.Source].
 type Source interface {
 	Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error)
@@ -100,10 +93,9 @@ type Source interface {
 
 // A Pipeline rebuilds layers. It may be used by several goroutines.
 type Pipeline struct {
-	src     Source
-	dst     store.Target
-	opts    Options
-	packing *semaphore.Weighted
+	src  Source
+	dst  store.Target
+	opts Options
 }
 
 var _ convert.Builder = (*Pipeline)(nil)
@@ -113,17 +105,13 @@ func New(src Source, dst store.Target, opts Options) *Pipeline {
 	if opts.Compression.Workers <= 0 {
 		opts.Compression.Workers = runtime.GOMAXPROCS(0)
 	}
-	return &Pipeline{src: src, dst: dst, opts: opts, packing: semaphore.NewWeighted(maxPacking)}
+	return &Pipeline{src: src, dst: dst, opts: opts}
 }
 
 // Build rebuilds the layers of an image.
 func (p *Pipeline) Build(ctx context.Context, img convert.Image) (blobs []ocispec.Descriptor, err error) {
-	chain, err := build.New(build.Options{Dir: p.opts.Dir, VirtualSize: p.opts.VirtualSize})
-	if err != nil {
-		return nil, err
-	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	j := &job{Pipeline: p, img: img, chain: chain}
+	j := &job{Pipeline: p, img: img, chain: build.New(build.Options{Dir: p.opts.Dir, VirtualSize: p.opts.VirtualSize})}
 	defer func() {
 		cancel(nil) // before the downloads ahead are waited for
 		err = errors.Join(err, j.close())
@@ -160,67 +148,4 @@ func (j *job) base(ctx context.Context) ([]ocispec.Descriptor, error) {
 	}
 	defer b.Close() //nolint:errcheck // it is only read
 	return []ocispec.Descriptor{b.Descriptor()}, j.dst.PushBlob(ctx, b.Descriptor(), b)
-}
-
-// flatten applies all layers and stores what they amount to.
-func (j *job) flatten(ctx context.Context) ([]ocispec.Descriptor, error) {
-	for _, l := range j.img.Layers {
-		sealed, err := j.build(ctx, l)
-		if err != nil {
-			return nil, fmt.Errorf("apply layer %s: %w", l.Source.Digest, err)
-		}
-		j.sealed = append(j.sealed, sealed)
-	}
-	top := j.img.Layers[len(j.img.Layers)-1]
-	top.Parent = ""
-	desc, err := j.merge(ctx, top)
-	if err != nil {
-		return nil, fmt.Errorf("pack the layers of image %s: %w", j.img.Source.Digest, err)
-	}
-	return []ocispec.Descriptor{desc}, nil
-}
-
-// merge stores the merged layers as the layer l.
-func (j *job) merge(ctx context.Context, l convert.Layer) (desc ocispec.Descriptor, err error) {
-	var layers []*lsmt.Layer
-	defer func() {
-		for _, l := range layers {
-			err = errors.Join(err, l.Close())
-		}
-	}()
-	if j.opts.BaseLayer != "" {
-		blob, err := file.Open(j.opts.BaseLayer)
-		if err != nil {
-			return desc, err
-		}
-		base, err := image.OpenLayer(ctx, blob, j.opts.BaseLayer)
-		if err != nil {
-			return desc, errors.Join(err, blob.Close())
-		}
-		layers = append(layers, base)
-	}
-	for _, s := range j.sealed {
-		layer, err := openSealed(ctx, s)
-		if err != nil {
-			return desc, err
-		}
-		layers = append(layers, layer)
-	}
-	stack, err := lsmt.Merge(layers)
-	if err != nil {
-		return desc, err
-	}
-	return j.store(ctx, stack, l)
-}
-
-func openSealed(ctx context.Context, s *build.Sealed) (*lsmt.Layer, error) {
-	blob, err := s.Open()
-	if err != nil {
-		return nil, err
-	}
-	layer, err := lsmt.Open(ctx, blob)
-	if err != nil {
-		return nil, errors.Join(err, blob.Close())
-	}
-	return layer, nil
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
@@ -34,10 +35,16 @@ func isDocument(desc ocispec.Descriptor) bool {
 	return images.IsManifestType(desc.MediaType) || images.IsIndexType(desc.MediaType)
 }
 
+// firstBudget is how long the first request is repeated: nothing is lost yet
+// if a registry is down, and often its name is wrong.
+const firstBudget = 5 * time.Second
+
 // Resolve asks the registry for the document that the name stands for.
 func (r *Repository) Resolve(ctx context.Context) (desc ocispec.Descriptor, err error) {
 	var text []byte
-	err = r.retry(ctx, func() error {
+	opts := r.c.opts.Retry
+	opts.Budget = min(opts.Budget, firstBudget)
+	err = retry.Do(ctx, opts, func() error {
 		text, desc.MediaType, err = r.document(ctx, r.name, documents)
 		return err
 	})

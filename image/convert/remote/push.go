@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -117,13 +118,20 @@ func location(resp *http.Response) *url.URL {
 	return u
 }
 
+// courtesy bounds how long telling a registry to forget an upload takes: a
+// registry that hangs may be why there is something to forget, and who has
+// interrupted the conversion waits.
+const courtesy = 3 * time.Second
+
 // cancel tells the registry to forget an upload. One that will not forgets by
 // itself in time.
 func (r *Repository) cancel(ctx context.Context, u *url.URL) {
 	if u == nil {
 		return
 	}
-	resp, err := r.send(context.WithoutCancel(ctx), request{method: http.MethodDelete, url: u})
+	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), courtesy)
+	defer stop()
+	resp, err := r.send(ctx, request{method: http.MethodDelete, url: u})
 	if err == nil {
 		discard(resp)
 	}

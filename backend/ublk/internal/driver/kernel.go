@@ -70,7 +70,7 @@ func (k *Kernel) run(c *Command) error {
 	}
 	c.encode(r.Command(int(k.f.Fd()), c.op(), 0), uintptr(unsafe.Pointer(buf)))
 	for {
-		if err := r.Enter(true); err != nil {
+		if err := r.Enter(uring.Wait); err != nil {
 			return err
 		}
 		_, result, ok := r.Completion()

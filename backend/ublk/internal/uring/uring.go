@@ -166,16 +166,28 @@ func (r *Ring) Read(fd int, word *uint64, user uint64) {
 	binary.NativeEndian.PutUint32(e[24:], uint32(unsafe.Sizeof(*word)))
 }
 
-// Enter submits what is queued, and waits for at least one completion if wait
-// is set, or for a signal.
-func (r *Ring) Enter(wait bool) error {
+// A Mode is what Enter does about completions.
+type Mode int
+
+// Modes of Enter.
+const (
+	Submit Mode = iota // nothing: what has happened is not looked at
+	Look               // takes what there is
+	Wait               // waits for one, or for a signal
+)
+
+// Enter submits what is queued, then does what m says.
+func (r *Ring) Enter(m Mode) error {
 	atomic.StoreUint32(r.sqTail, r.next)
-	least := uintptr(0)
-	if wait {
+	var least, flags uintptr
+	if m != Submit {
+		flags = enterGetEvents
+	}
+	if m == Wait {
 		least = 1
 	}
 	for {
-		n, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(r.queued), least, enterGetEvents, 0, 0)
+		n, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(r.queued), least, flags, 0, 0)
 		switch errno {
 		case 0:
 			r.queued -= uint32(n)

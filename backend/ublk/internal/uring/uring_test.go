@@ -50,7 +50,7 @@ func TestRead(t *testing.T) {
 	word := new(uint64)
 	for i := range uint64(9) {
 		r.Read(fd, word, 100+i)
-		if err := r.Enter(false); err != nil {
+		if err := r.Enter(Look); err != nil {
 			t.Fatal(err)
 		}
 		if user, _, ok := r.Completion(); ok {
@@ -61,7 +61,7 @@ func TestRead(t *testing.T) {
 		}
 		user, result, ok := uint64(0), int32(0), false
 		for !ok {
-			if err := r.Enter(true); err != nil {
+			if err := r.Enter(Wait); err != nil {
 				t.Fatal(err)
 			}
 			user, result, ok = r.Completion()
@@ -96,7 +96,7 @@ func TestCommand(t *testing.T) {
 	if got := r.sqes[at:][:sqeSize]; !bytes.Equal(got, want) {
 		t.Errorf("submission\n%x, want\n%x", got, want)
 	}
-	if err := r.Enter(true); err != nil {
+	if err := r.Enter(Wait); err != nil {
 		t.Fatal(err)
 	}
 	if user, result, ok := r.Completion(); !ok || user != 42 || unix.Errno(-result) != unix.EOPNOTSUPP {
@@ -117,7 +117,7 @@ func TestBatch(t *testing.T) {
 	for i := range uint64(n) {
 		r.Command(fd, 1, i)
 	}
-	if err := r.Enter(true); err != nil {
+	if err := r.Enter(Wait); err != nil {
 		t.Fatal(err)
 	}
 	for want := range uint64(n) {

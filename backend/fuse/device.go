@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -87,7 +88,14 @@ func (d *Device) start(opts Options, forget func()) error {
 // program that opens the file registers it with its runtime's poller; where
 // that program is also the server, as in tests, it could come to wait for
 // itself. Nothing else depends on it, so errors do not matter.
+//
+// No fork may copy the descriptor. A child that closes its copy before it
+// executes waits for an answer to FLUSH, its parent waits for it with a
+// processor of the runtime in hand, and the goroutine that would answer may
+// wait for that one.
 func (d *Device) refusePoll() {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	fd, err := unix.Open(d.Path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return

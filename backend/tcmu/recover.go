@@ -8,6 +8,9 @@ import (
 	"fmt"
 	"io/fs"
 	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/overlaybd-go/overlaybd/backend"
 	"github.com/overlaybd-go/overlaybd/backend/internal/claim"
@@ -151,17 +154,35 @@ func (e *Exporter) clear(ctx context.Context, s configfs.Backstore) error {
 	defer e.exports.Done()
 	defer e.forget(d)
 	e.refuseUnclaimed(s)
-	uio, err := e.tree.FindUIO(s)
+	for deadline := time.Now().Add(halfMade); ; {
+		err := d.clear(ctx)
+		if !errors.Is(err, unix.EINVAL) || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// halfMade is how long a device may be known to UIO, but not yet so far that
+// it can be suspended: the thread that makes it has yet to tell of it and to be
+// refused.
+const halfMade = 10 * time.Second
+
+// clear removes what is left of the device. It fails with EINVAL while the
+// device is half made.
+func (d *Device) clear(ctx context.Context) error {
+	tree := d.exporter.tree
+	uio, err := tree.FindUIO(d.store)
 	if errors.Is(err, fs.ErrNotExist) { // it was never enabled
 		return d.dismantle()
 	}
 	if err != nil {
 		return err
 	}
-	if err := d.connect(ctx, uio, func() error { return e.tree.Suspend(s) }); err != nil {
+	if err := d.connect(ctx, uio, func() error { return tree.Suspend(d.store) }); err != nil {
 		return err
 	}
-	return errors.Join(e.tree.Resume(s), d.rollBack())
+	return errors.Join(tree.Resume(d.store), d.rollBack())
 }
 
 // nothing is the volume of a device that answers with errors only.

@@ -27,6 +27,7 @@ var floors = []struct {
 	{"backend", nil},
 	// 1 parts
 	{"fetcher/fetchertest", []string{"fetcher"}},
+	{"fetcher/registry", []string{"fetcher", "fetcher/rangeget"}},
 	{"fetcher/*", []string{"fetcher"}},
 	{"cache", []string{"fetcher"}},
 	{"backend/*", []string{"backend"}},

@@ -28,6 +28,7 @@ var floors = []struct {
 	// 1 parts
 	{"fetcher/fetchertest", []string{"fetcher"}},
 	{"fetcher/registry", []string{"fetcher", "fetcher/rangeget"}},
+	{"fetcher/http", []string{"fetcher", "fetcher/rangeget"}},
 	{"fetcher/*", []string{"fetcher"}},
 	{"cache", []string{"fetcher"}},
 	{"backend/*", []string{"backend"}},

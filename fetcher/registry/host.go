@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/fetcher/rangeget"
@@ -70,6 +71,16 @@ func (l location) repo(h *host) string {
 		prefix = h.base.Path
 	}
 	return strings.TrimPrefix(l.path, prefix+"/")
+}
+
+// Name returns the repository that ref is of, as docker.io/library/redis, and
+// the digest that its URL names.
+func Name(ref fetcher.Ref) (string, digest.Digest, error) {
+	l, err := parse(ref)
+	if err != nil {
+		return "", "", fmt.Errorf("find repository of blob %s: %w", ref.Digest, err)
+	}
+	return l.namespace + strings.TrimPrefix(l.path, "/v2"), l.digest, nil
 }
 
 // Mirrors returns where the blob of ref can be read, best first: at the

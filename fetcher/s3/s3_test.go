@@ -269,8 +269,11 @@ func TestRefusals(t *testing.T) {
 		{refuse(301, "PermanentRedirect"), nil, "another region"},
 		{refuse(307, "TemporaryRedirect", "Location", "http://127.0.0.1:1/"), nil, "another region"},
 		{refuse(412, "PreconditionFailed"), nil, "changed"},
-		{func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(502); _, _ = io.WriteString(w, "<html>") }, fetcher.ErrTemporary, "502"},
-		{func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404) }, fetcher.ErrNotFound, "404"},
+		{func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusBadGateway)
+			_, _ = io.WriteString(w, "<html>")
+		}, fetcher.ErrTemporary, "502"},
+		{func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) }, fetcher.ErrNotFound, "404"},
 	} {
 		s := newServer(t, fetchertest.Content(2000, 1))
 		opts := s.options()
@@ -321,7 +324,7 @@ func TestOtherRegion(t *testing.T) {
 			for _, r := range s.requests() {
 				scopes = append(scopes, strings.Split(r.Header.Get("Authorization"), "/")[2])
 			}
-			if got := strings.Join(scopes, " "); got != "us-east-1 eu-west-9 eu-west-9" {
+			if got := strings.Join(scopes, ","); got != "us-east-1,eu-west-9,eu-west-9" {
 				t.Errorf("asked in regions %s", got)
 			}
 			s.answerAlways(answer)

@@ -20,7 +20,7 @@ demo: setup build ## run Python from an image that is not here yet; needs root
 	@$(GO) build -o bin/demo ./tests/demo && exec bin/demo
 
 test: setup ## run every test with the race detector; needs root
-	CGO_ENABLED=1 REQUIRE=root,fuse,loop,golden,mariadb $(GO) test -race -timeout 30m ./...
+	CGO_ENABLED=1 REQUIRE=root,fuse,loop,golden,mariadb,s3 $(GO) test -race -timeout 30m ./...
 	$(GO) test -run Alloc ./backend/fuse ./cache ./image/lsmt ./image/zfile # which the race detector changes
 
 test-vm: ## run the tests for kernels that this machine lacks, in QEMU

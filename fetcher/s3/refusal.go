@@ -45,7 +45,8 @@ func (no *refusal) remedy(region string) remedy {
 	switch no.code {
 	case "RequestTimeTooSkewed":
 		return rightClock
-	case "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch":
+	case "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch",
+		"XAdminUserNotFound": // versitygw's word for InvalidAccessKeyId
 		return freshCredentials
 	}
 	switch no.response.StatusCode {
@@ -65,6 +66,7 @@ var advice = map[string]string{
 	"TokenRefreshRequired":  "the credentials have expired and have been read anew in vain: renew them",
 	"InvalidToken":          "the session's token is not valid: renew the credentials",
 	"InvalidAccessKeyId":    "the server does not know the access key: check the profile and the credentials file",
+	"XAdminUserNotFound":    "the server does not know the access key: check the profile and the credentials file",
 	"SignatureDoesNotMatch": "the secret key does not belong to the access key, or the region is not the bucket's",
 	"RequestTimeTooSkewed":  "the clock of this machine is wrong: set it",
 
@@ -77,7 +79,7 @@ func (no *refusal) err(anonymous bool) error {
 	hint := advice[no.code]
 	switch {
 	case hint != "":
-		r.StatusCode = http.StatusForbidden // S3 says 400 to some of them
+		r.StatusCode = http.StatusForbidden // servers say 400 or 404 to some of them
 	case no.code == "AccessDenied" && anonymous:
 		hint = "it may not be read without credentials"
 	case no.code == "InvalidObjectState":

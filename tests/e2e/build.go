@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
 	"github.com/overlaybd-go/overlaybd/tests/need"
@@ -31,13 +30,8 @@ func containerdDir(t testing.TB) string {
 	if dir, ok := installedContainerd(t.Context()); ok {
 		return dir
 	}
-	tools := filepath.Join(moduleRoot(t), "tests", "e2e", "tools")
 	const module = "github.com/containerd/containerd/v2"
-	version := strings.TrimSpace(run(t, tools, "go", "list", "-m", "-f", "{{.Version}}", module))
-	return need.Cached(t, "containerd-"+version, func(dir string) {
-		t.Logf("building containerd %s: minutes, but only once", version)
-		goBuild(t, tools, dir, "-tags", containerdTags, module+"/cmd/containerd", module+"/cmd/containerd-shim-runc-v2")
-	})
+	return need.Tool(t, "containerd", module, "-tags", containerdTags, module+"/cmd/containerd", module+"/cmd/containerd-shim-runc-v2")
 }
 
 var versionNumber = regexp.MustCompile(` v?(\d+)\.\d+`)
@@ -79,20 +73,6 @@ func Bin(t testing.TB) string {
 		t.Fatal(err)
 	}
 	return filepath.Join(moduleRoot(t), "bin")
-}
-
-// goBuild builds static programs into dst.
-func goBuild(t testing.TB, src, dst string, args ...string) {
-	t.Helper()
-	argv := append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", dst + "/"}, args...)
-	cmd := exec.CommandContext(t.Context(), "go", argv...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it removes its work directory then
-	cmd.WaitDelay = stopTimeout
-	cmd.Dir, cmd.Env = src, append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %v\n%s", cmd.Args, err, out)
-	}
 }
 
 func moduleRoot(t testing.TB) string {

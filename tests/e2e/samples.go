@@ -35,7 +35,7 @@ func Synthetic(t testing.TB) Image { return SyntheticFor(t, Platform) }
 func SyntheticFor(t testing.TB, p ocispec.Platform) Image {
 	t.Helper()
 	bin := t.TempDir()
-	goBuild(t, moduleRoot(t), bin, "./tests/e2e/probe")
+	need.GoBuild(t, moduleRoot(t), bin, "./tests/e2e/probe")
 	base := directory(bin, func(string) bool { return false })
 	img, err := Build(t.TempDir(), p, []string{"/probe", "hello"}, base, tree, odd, nothing, removed, nothing, readded)
 	if err != nil {

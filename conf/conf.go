@@ -46,6 +46,7 @@ type Config struct {
 	Cache    Cache    `toml:"cache"`
 	Registry Registry `toml:"registry"`
 	Fuse     Fuse     `toml:"fuse"`
+	Sources  []Source `toml:"source"` // [[source]], in the order in which they are tried
 }
 
 // Log says what is logged, and how.

@@ -36,6 +36,9 @@ func (c *Config) Validate() error {
 	c.Blockd.validate(&p)
 	c.Cache.validate(&p)
 	c.Registry.validate(&p)
+	for i, s := range c.Sources {
+		s.validate(&p, fmt.Sprintf("source[%d].", i), c.Cache.FetchTimeout)
+	}
 	p.path("fuse.dir", c.Fuse.Dir)
 	// The kernel's field is 16 bits wide.
 	p.check(c.Fuse.MaxBackground >= 1 && c.Fuse.MaxBackground <= 65535, "fuse.max_background", "%d is not between 1 and 65535", c.Fuse.MaxBackground)

@@ -24,6 +24,7 @@ import (
 	"io"
 	"io/fs"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 
@@ -86,7 +87,7 @@ func (o *Opener) Open(ctx context.Context, ref fetcher.Ref) (fetcher.Blob, error
 	if len(places) == 1 {
 		return places[0].open(ctx)
 	}
-	b := &Blob{places: places, size: ref.Size}
+	b := &Blob{size: ref.Size, all: places, places: places}
 	if ref.Size == 0 {
 		if err := b.probe(ctx); err != nil {
 			return nil, err
@@ -138,8 +139,11 @@ func (o *Opener) host(name string) *penalty {
 
 // A Blob is a blob at several places.
 type Blob struct {
-	places []*place // best first
-	size   int64
+	size int64
+	all  []*place // for Close
+
+	mu     sync.Mutex // guards places
+	places []*place   // best first; at least the last of all
 }
 
 var (
@@ -176,7 +180,7 @@ func (b *Blob) openAll(ctx context.Context) error {
 			open = append(open, p)
 		}
 	}
-	b.places = open
+	b.all, b.places = open, open
 	if len(open) == 0 {
 		return last
 	}
@@ -219,13 +223,16 @@ func (b *Blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, erro
 	return s, nil
 }
 
-// Drop says that the bytes read were wrong. The best place without a penalty
-// is the one that gave them, or else this blob is better off without it.
+// Drop says that bytes read were wrong. The best place without a penalty is
+// likely to have given them, and is not asked for this blob again. The last
+// one stays: there may be nothing wrong with it, and nothing is beyond it.
 func (b *Blob) Drop(context.Context, int64, int64) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	now := time.Now()
-	for _, p := range b.places {
+	for i, p := range b.places[:len(b.places)-1] {
 		if !p.own.lasts(now) && !p.host.lasts(now) {
-			p.own.impose()
+			b.places = slices.Concat(b.places[:i], b.places[i+1:]) // reads may be using the old one
 			break
 		}
 	}
@@ -238,7 +245,7 @@ func (b *Blob) Size() int64 { return b.size }
 // Close closes the blob at every place.
 func (b *Blob) Close() error {
 	var errs []error
-	for _, p := range b.places {
+	for _, p := range b.all {
 		if p.blob != nil {
 			errs = append(errs, p.blob.Close())
 		}
@@ -249,9 +256,12 @@ func (b *Blob) Close() error {
 // try calls op for one place after the other until one works: first those
 // without a penalty, then, because nothing is left to lose, the others.
 func (b *Blob) try(ctx context.Context, op func(*place) error) error {
-	errs := make([]error, len(b.places))
+	b.mu.Lock()
+	places := b.places
+	b.mu.Unlock()
+	errs := make([]error, len(places))
 	var later []int
-	for i, p := range b.places {
+	for i, p := range places {
 		if !p.ready() {
 			later = append(later, i)
 			continue
@@ -261,7 +271,7 @@ func (b *Blob) try(ctx context.Context, op func(*place) error) error {
 		}
 	}
 	for _, i := range later {
-		p := b.places[i]
+		p := places[i]
 		if errs[i] = op(p); !p.account(ctx, errs[i]) {
 			return errs[i]
 		}

@@ -107,13 +107,13 @@ func (b *Blob) ask(ctx, life context.Context, c *client, off, n int64) (a *range
 }
 
 // request returns the request for bytes [off, off+n) of the version pinned.
+// Where there is no ETag, the answer's Last-Modified has to tell: as a
+// condition, servers compare it with a time of finer grain, and refuse.
 func (b *Blob) request(off, n int64) *s3.GetObjectInput {
 	r := fmt.Sprintf("bytes=%d-%d", off, off+n-1)
 	in := &s3.GetObjectInput{Bucket: &b.bucket, Key: &b.key, Range: &r}
 	if etag := b.pin.ETag(); etag != "" {
 		in.IfMatch = &etag
-	} else if at, err := http.ParseTime(b.pin.Modified()); err == nil {
-		in.IfUnmodifiedSince = &at
 	}
 	if b.o.opts.RequesterPays {
 		in.RequestPayer = types.RequestPayerRequester

@@ -4,6 +4,7 @@ package main
 
 import (
 	"errors"
+	"io"
 	"log/slog"
 	"time"
 
@@ -15,7 +16,6 @@ import (
 	"github.com/overlaybd-go/overlaybd/daemon"
 	"github.com/overlaybd-go/overlaybd/daemon/blockd"
 	"github.com/overlaybd-go/overlaybd/fetcher"
-	"github.com/overlaybd-go/overlaybd/fetcher/auth"
 	"github.com/overlaybd-go/overlaybd/fetcher/file"
 	"github.com/overlaybd-go/overlaybd/fetcher/limit"
 	"github.com/overlaybd-go/overlaybd/fetcher/mirror"
@@ -33,6 +33,7 @@ type node struct {
 	exporter *fuse.Exporter
 	cache    *cache.Cache
 	remote   *registry.Opener
+	sources  []io.Closer // of the configuration's other sources
 }
 
 // wire builds a node from the bottom up.
@@ -52,9 +53,13 @@ func wire(cfg *conf.Config, log *slog.Logger) (*node, error) {
 		return nil, errors.Join(err, n.close())
 	}
 	n.metrics.MustRegister(stats)
+	blobs, err := n.blobs(cfg)
+	if err != nil {
+		return nil, errors.Join(err, n.close())
+	}
 	n.blockd = blockd.New(blockd.Options{
 		Exporter: n.exporter,
-		Blobs:    n.blobs(cfg),
+		Blobs:    blobs,
 		Patience: time.Duration(cfg.Blockd.Patience),
 		Logger:   log,
 		Disk:     image.DiskOptions{Direct: true},
@@ -63,17 +68,23 @@ func wire(cfg *conf.Config, log *slog.Logger) (*node, error) {
 }
 
 // blobs returns the tower of openers. From the top: bytes come from the cache;
-// what is missing is tried again for seconds, each try at the mirrors and then
-// the origin, where it takes its turn among the requests to that host.
-func (n *node) blobs(cfg *conf.Config) fetcher.Opener {
+// what is missing is tried again for seconds, each try at the configuration's
+// other sources, the mirrors and then the origin, where it takes its turn among
+// the requests to that host.
+func (n *node) blobs(cfg *conf.Config) (fetcher.Opener, error) {
 	limited := limit.New(n.remote, limit.Options{
 		PerHost:        cfg.Registry.MaxPerHost,
 		BackgroundRate: int64(cfg.Registry.BackgroundRate),
 	})
-	mirrored := mirror.New(n.remote, limited, mirror.Options{})
+	rules, closers, err := newSources(cfg, limited)
+	n.sources = closers
+	if err != nil {
+		return nil, err
+	}
+	mirrored := mirror.New(n.remote, limited, mirror.Options{Elsewhere: rules.Places})
 	retried := retry.New(mirrored, retry.Options{Budget: time.Duration(cfg.Registry.RetryBudget)})
 	cached := n.cache.Opener(retried)
-	return fetcher.Schemes{"https": cached, "http": cached, "file": file.Opener{}}
+	return fetcher.Schemes{"https": cached, "http": cached, "file": file.Opener{}}, nil
 }
 
 func newRegistry(cfg *conf.Config) *registry.Opener {
@@ -81,7 +92,7 @@ func newRegistry(cfg *conf.Config) *registry.Opener {
 	return registry.New(registry.Options{
 		HostsDir:    r.HostsDir,
 		PlainHTTP:   r.PlainHTTP,
-		Credentials: auth.Chain{auth.File(r.CredFile), auth.Docker(r.DockerConfig)},
+		Credentials: credentials(cfg),
 		UserAgent:   r.UserAgent,
 		DialTimeout: time.Duration(r.DialTimeout),
 		IdleTimeout: time.Duration(r.IdleTimeout),
@@ -113,6 +124,9 @@ func (n *node) close() error {
 	}
 	if n.remote != nil {
 		errs = append(errs, n.remote.Close())
+	}
+	for _, s := range n.sources {
+		errs = append(errs, s.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -6,12 +6,13 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 LDFLAGS := -s -w -X main.version=$(VERSION)
 export CGO_ENABLED ?= 0
 
-.PHONY: all build setup demo test test-vm fuzz bench lint fmt proto clean help
+.PHONY: all build setup demo test test-vm fuzz bench bench-vm lint fmt proto clean help
 
 all: build
 
 build: ## build every command, static, into bin/
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	ln -sf overlaybd bin/overlaybd-attacher
 
 setup: ## install what tests and demo need, from Debian's packages
 	./tests/setup.sh
@@ -19,11 +20,11 @@ setup: ## install what tests and demo need, from Debian's packages
 demo: setup build ## run Python from an image that is not here yet; needs root
 	@$(GO) build -o bin/demo ./tests/demo && exec bin/demo
 
-test: setup ## run every test with the race detector; needs root
-	CGO_ENABLED=1 REQUIRE=root,fuse,loop,golden,mariadb,s3 $(GO) test -race -timeout 30m ./...
-	$(GO) test -run Alloc ./backend/fuse ./cache ./image/lsmt ./image/zfile # which the race detector changes
+test: setup ## run every test with the race detector, some in guests; needs root
+	CGO_ENABLED=1 REQUIRE=root,fuse,loop,golden,mariadb,s3,qemu $(GO) test -race -timeout 30m ./tests/vm ./... # guests first: they take longest
+	$(GO) test -run Alloc ./backend/fuse ./backend/ublk ./cache ./image/lsmt ./image/zfile # which the race detector changes
 
-test-vm: ## run the tests for kernels that this machine lacks, in QEMU
+test-vm: ## run the tests for kernels that this machine lacks, in QEMU; KILLS=200
 	REQUIRE=qemu $(GO) test -count=1 -v -timeout 30m ./tests/vm
 
 fuzz: ## run every fuzz target for FUZZTIME (30s)
@@ -31,6 +32,9 @@ fuzz: ## run every fuzz target for FUZZTIME (30s)
 
 bench: ## run the benchmarks; ratios are within one run
 	$(GO) test -run '^$$' -bench . -benchmem -timeout 30m ./...
+
+bench-vm: ## compare the devices of every exporter, in QEMU
+	REQUIRE=qemu VMFLAGS='-test.run=^$$ -test.bench=Read -test.benchtime=5x' $(GO) test -count=1 -v -timeout 30m -run TestGuests/.*6.12 ./tests/vm
 
 proto: ## regenerate the block API's gRPC code; needs protoc 3.21
 	GOBIN=$(CURDIR)/bin $(GO) install google.golang.org/protobuf/cmd/protoc-gen-go

@@ -21,6 +21,9 @@ const SectorSize = 512
 // ErrBusy reports that a device is open or mounted.
 var ErrBusy = errors.New("device busy")
 
+// ErrOrphan reports that nobody knows what a device is to show.
+var ErrOrphan = errors.New("device belongs to nobody")
+
 // A Volume is the virtual disk behind a block device: a fixed number of
 // sectors that can be read at random. A Volume is safe for concurrent use.
 type Volume interface {
@@ -92,6 +95,8 @@ type Recoverer interface {
 	// Recover resumes every device an earlier process left behind on the
 	// volume that open returns for its id. Requests that process left
 	// unanswered are served again. Where open fails the device stays
-	// suspended and the error is joined into the result.
+	// suspended and the error is joined into the result, and calling Recover
+	// again tries again; a device for which it fails with ErrOrphan is removed
+	// unless it is in use.
 	Recover(ctx context.Context, open func(ctx context.Context, id string) (Volume, error)) ([]Device, error)
 }

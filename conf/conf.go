@@ -38,13 +38,15 @@ type Config struct {
 	AsyncRemove      bool     `toml:"async_remove"`
 	Runtime          string   `toml:"runtime"`      // containerd, docker
 	RootfsQuota      Size     `toml:"rootfs_quota"` // 0: none
-	Tenant           int      `toml:"tenant"`       // -1: none
+	Tenant           int      `toml:"tenant"`       // -1 or 0: none
 
 	Log      Log      `toml:"log"`
 	Metrics  Metrics  `toml:"metrics"`
 	Blockd   Blockd   `toml:"blockd"`
 	Cache    Cache    `toml:"cache"`
 	Registry Registry `toml:"registry"`
+	TCMU     TCMU     `toml:"tcmu"`
+	Ublk     Ublk     `toml:"ublk"`
 	Fuse     Fuse     `toml:"fuse"`
 	Sources  []Source `toml:"source"` // [[source]], in the order in which they are tried
 }
@@ -68,7 +70,7 @@ type Blockd struct {
 	Binary      string   `toml:"binary"` // empty: beside the snapshotter's own
 	Address     string   `toml:"address"`
 	StateDir    string   `toml:"state_dir"`
-	Exporter    string   `toml:"exporter"` // auto, fuse; tcmu and ublk in a later version
+	Exporter    string   `toml:"exporter"` // auto, tcmu, ublk, fuse
 	Patience    Duration `toml:"patience"`
 	MemoryLimit Size     `toml:"memory_limit"` // 0: none
 }
@@ -97,6 +99,20 @@ type Registry struct {
 	RetryBudget    Duration `toml:"retry_budget"`
 	MaxPerHost     int      `toml:"max_per_host"`
 	BackgroundRate Size     `toml:"background_rate"` // bytes per second; 0: unlimited
+}
+
+// TCMU is the exporter that serves devices as SCSI disks.
+type TCMU struct {
+	QueueDepth     int      `toml:"queue_depth"`
+	DataArea       Size     `toml:"data_area"`
+	CommandTimeout Duration `toml:"command_timeout"` // 0: never
+	DiskTimeout    Duration `toml:"disk_timeout"`
+}
+
+// Ublk is the exporter that serves devices through io_uring.
+type Ublk struct {
+	Queues     int `toml:"queues"` // 0: one per processor, at most 4
+	QueueDepth int `toml:"queue_depth"`
 }
 
 // Fuse is the exporter that serves devices as files.
@@ -147,6 +163,13 @@ func Default() *Config {
 			RetryBudget:  Duration(10 * time.Second),
 			MaxPerHost:   32,
 		},
+		TCMU: TCMU{
+			QueueDepth: 64,
+			DataArea:   16 * mib,
+			// The reference's: longer than any outage.
+			DiskTimeout: Duration(2147483 * time.Second),
+		},
+		Ublk: Ublk{QueueDepth: 64},
 		Fuse: Fuse{Dir: "/run/overlaybd-blockd/devices", MaxBackground: 64},
 	}
 }

@@ -14,7 +14,10 @@ import (
 // TestUnits pins what keeps containers alive when a daemon is restarted.
 func TestUnits(t *testing.T) {
 	for unit, want := range map[string][]string{
-		"overlaybd-blockd.service":      {"Type=notify", "OOMScoreAdjust=-999", "LimitNOFILE=1048576"},
+		"overlaybd-blockd.service": {
+			"Type=notify", "OOMScoreAdjust=-999", "LimitNOFILE=1048576",
+			"ExecStartPre=-/bin/mount -t configfs none /sys/kernel/config",
+		},
 		"overlaybd-snapshotter.service": {"Type=notify", "KillMode=process", "Wants=overlaybd-blockd.service", "LimitNOFILE=1048576"},
 	} {
 		text, err := os.ReadFile(filepath.Join("systemd", unit))

@@ -5,16 +5,22 @@ package conf
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // maxSocketPath is the longest path, in bytes, that sockaddr_un holds beside
 // its final zero.
 const maxSocketPath = 107
+
+// maxTimeout is the longest that the kernel counts in milliseconds of 32 bits,
+// signed.
+const maxTimeout = math.MaxInt32 * time.Millisecond
 
 // problems collects what is wrong with a configuration.
 type problems []error
@@ -39,9 +45,11 @@ func (c *Config) Validate() error {
 	for i, s := range c.Sources {
 		s.validate(&p, fmt.Sprintf("source[%d].", i), c.Cache.FetchTimeout)
 	}
+	c.TCMU.validate(&p)
+	p.between("ublk.queues", c.Ublk.Queues, 0, 4096) // the driver's limits
+	p.between("ublk.queue_depth", c.Ublk.QueueDepth, 1, 4096)
 	p.path("fuse.dir", c.Fuse.Dir)
-	// The kernel's field is 16 bits wide.
-	p.check(c.Fuse.MaxBackground >= 1 && c.Fuse.MaxBackground <= 65535, "fuse.max_background", "%d is not between 1 and 65535", c.Fuse.MaxBackground)
+	p.between("fuse.max_background", c.Fuse.MaxBackground, 1, 65535) // the kernel's field is 16 bits wide
 	p.check(c.Address != c.Blockd.Address, "blockd.address", "%q is also the snapshotter's address", c.Blockd.Address)
 	p.check(c.Root != c.Blockd.StateDir, "blockd.state_dir", "%q is also the snapshotter's root", c.Blockd.StateDir)
 	return errors.Join(p...)
@@ -82,12 +90,7 @@ func (b *Blockd) validate(p *problems) {
 	p.maybePath("blockd.binary", b.Binary)
 	p.socket("blockd.address", b.Address)
 	p.path("blockd.state_dir", b.StateDir)
-	switch b.Exporter {
-	case "tcmu", "ublk":
-		p.check(false, "blockd.exporter", "%q is not in this version: use auto or fuse", b.Exporter)
-	default:
-		p.oneOf("blockd.exporter", b.Exporter, "auto", "fuse")
-	}
+	p.oneOf("blockd.exporter", b.Exporter, "auto", "tcmu", "ublk", "fuse")
 	p.check(b.Patience >= 0, "blockd.patience", "is negative")
 	p.check(b.MemoryLimit >= 0, "blockd.memory_limit", "is negative")
 }
@@ -116,6 +119,18 @@ func (r *Registry) validate(p *problems) {
 	p.check(r.RetryBudget >= 0, "registry.retry_budget", "is negative")
 	p.check(r.MaxPerHost >= 1, "registry.max_per_host", "%d is less than 1", r.MaxPerHost)
 	p.check(r.BackgroundRate >= 0, "registry.background_rate", "is negative")
+}
+
+func (t *TCMU) validate(p *problems) {
+	p.between("tcmu.queue_depth", t.QueueDepth, 1, 1024) // what the loopback host takes
+	p.check(t.DataArea >= mib && t.DataArea <= 2047*mib, "tcmu.data_area", "%v is not between 1MiB and 2047MiB", t.DataArea)
+	const second, most = Duration(time.Second), Duration(maxTimeout)
+	p.check(t.CommandTimeout == 0 || t.CommandTimeout >= second && t.CommandTimeout <= most, "tcmu.command_timeout", "%v is neither 0 nor between 1s and %v", t.CommandTimeout, most)
+	p.check(t.DiskTimeout >= second && t.DiskTimeout <= most, "tcmu.disk_timeout", "%v is not between 1s and %v", t.DiskTimeout, most)
+}
+
+func (p *problems) between(key string, n, least, most int) {
+	p.check(n >= least && n <= most, key, "%d is not between %d and %d", n, least, most)
 }
 
 func (p *problems) oneOf(key, value string, allowed ...string) {

@@ -22,7 +22,7 @@ func other() *conf.Config {
 		Log:     conf.Log{Level: "debug", Format: "json"},
 		Metrics: conf.Metrics{SnapshotterAddress: "127.0.0.1:9863", BlockdAddress: "/run/m.sock", Pprof: true},
 		Blockd: conf.Blockd{
-			Start: false, Binary: "/usr/bin/blockd", Address: "/run/b.sock", StateDir: "/s", Exporter: "fuse",
+			Start: false, Binary: "/usr/bin/blockd", Address: "/run/b.sock", StateDir: "/s", Exporter: "tcmu",
 			Patience: conf.Duration(time.Hour), MemoryLimit: 3 << 20,
 		},
 		Cache: conf.Cache{
@@ -34,6 +34,8 @@ func other() *conf.Config {
 			UserAgent: "it \"is\"\tme", DialTimeout: conf.Duration(time.Millisecond), IdleTimeout: conf.Duration(time.Minute),
 			RetryBudget: 0, MaxPerHost: 1, BackgroundRate: 100 << 20,
 		},
+		TCMU: conf.TCMU{QueueDepth: 1, DataArea: 1 << 20, CommandTimeout: conf.Duration(time.Second), DiskTimeout: conf.Duration(time.Minute)},
+		Ublk: conf.Ublk{Queues: 2, QueueDepth: 32},
 		Fuse: conf.Fuse{Dir: "/f", MaxBackground: 12},
 		Sources: []conf.Source{
 			{
@@ -60,7 +62,8 @@ func TestValidate(t *testing.T) {
 			"log.level", "log.format", "blockd.address", "blockd.state_dir", "blockd.exporter",
 			"cache.dir", "cache.block_size", "cache.extent_size", "cache.max_extent", "cache.fetch_timeout",
 			"registry.dial_timeout", "registry.idle_timeout", "registry.max_per_host",
-			"fuse.dir", "fuse.max_background", "blockd.address", "blockd.state_dir",
+			"tcmu.queue_depth", "tcmu.data_area", "tcmu.disk_timeout",
+			"ublk.queue_depth", "fuse.dir", "fuse.max_background", "blockd.address", "blockd.state_dir",
 		}},
 		{"relative paths", func(c *conf.Config) { c.Root, c.Cache.Dir = "r", "../c" }, []string{"root", "cache.dir"}},
 		{"long socket", func(c *conf.Config) { c.Address = "/" + strings.Repeat("x", 107) }, []string{"address"}},
@@ -68,7 +71,10 @@ func TestValidate(t *testing.T) {
 		{"fs of four parts", func(c *conf.Config) { c.DefaultFS = "ext4;a;b;c" }, []string{"default_fs"}},
 		{"fs with a path", func(c *conf.Config) { c.DefaultFS = "../ext4" }, []string{"default_fs"}},
 		{"turbo twice", func(c *conf.Config) { c.TurboFS = []string{"ext4", "btrfs", "ext4"} }, []string{"turbo_fs", "turbo_fs"}},
-		{"exporter to come", func(c *conf.Config) { c.Blockd.Exporter = "tcmu" }, []string{"blockd.exporter"}},
+		{"tcmu beyond the kernel's", func(c *conf.Config) {
+			c.TCMU = conf.TCMU{QueueDepth: 1025, DataArea: 1 << 31, CommandTimeout: 1, DiskTimeout: conf.Duration(600 * time.Hour)}
+		}, []string{"tcmu.queue_depth", "tcmu.data_area", "tcmu.command_timeout", "tcmu.disk_timeout"}},
+		{"ublk beyond the driver's", func(c *conf.Config) { c.Ublk = conf.Ublk{Queues: 4097, QueueDepth: 4097} }, []string{"ublk.queues", "ublk.queue_depth"}},
 		{"exporter unknown", func(c *conf.Config) { c.Blockd.Exporter = "nbd" }, []string{"blockd.exporter"}},
 		{"block size", func(c *conf.Config) { c.Cache.BlockSize = 5000 }, []string{"cache.block_size"}},
 		{"extent below block", func(c *conf.Config) { c.Cache.ExtentSize = 32 << 10 }, []string{"cache.extent_size"}},
@@ -117,13 +123,4 @@ func keys(err error) (keys []string) {
 		keys = append(keys, key)
 	}
 	return keys
-}
-
-// TestValidateSaysWhen tells a key that is wrong from one that is early.
-func TestValidateSaysWhen(t *testing.T) {
-	cfg := conf.Default()
-	cfg.Blockd.Exporter = "ublk"
-	if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), "not in this version") {
-		t.Errorf("got %v, want a word about this version", err)
-	}
 }

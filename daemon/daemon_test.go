@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -294,5 +295,33 @@ func TestLogger(t *testing.T) {
 	}
 	if _, err := daemon.NewLogger(&b, slog.LevelWarn, "xml"); err == nil {
 		t.Error("an unknown format was accepted")
+	}
+}
+
+// TestLock: a lock is had by one at a time, and the next one waits for it.
+func TestLock(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "dir", "lock")
+	first, err := daemon.Lock(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := daemon.Lock(ctx, path); err == nil || !strings.Contains(err.Error(), strconv.Itoa(os.Getpid())) {
+		t.Errorf("a second lock: %v, want who has it", err)
+	}
+	got := make(chan error)
+	go func() {
+		second, err := daemon.Lock(t.Context(), path)
+		if err == nil {
+			err = second.Close()
+		}
+		got <- err
+	}()
+	if err := first.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-got; err != nil {
+		t.Error(err)
 	}
 }

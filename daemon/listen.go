@@ -6,19 +6,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // ListenUnix listens on the unix socket path, for its owner only, and creates
 // its directory. It takes over a socket whose process is gone, and fails with
-// syscall.EADDRINUSE where one still serves it.
+// syscall.EADDRINUSE where one still serves it a second later.
 //
 // Who holds a lock on the file path+".lock" serves the socket. That file is
 // never removed: a lock on a removed file excludes nobody.
@@ -26,7 +28,7 @@ func ListenUnix(ctx context.Context, path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
-	lock, err := lockFile(path + ".lock")
+	lock, err := awaitLock(ctx, path+".lock", listenPatience)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
@@ -46,6 +48,44 @@ type lockedListener struct {
 
 func (l *lockedListener) Close() error {
 	return errors.Join(l.Listener.Close(), l.lock.Close())
+}
+
+// How long to wait for a process that holds a lock, since it may be ending.
+const (
+	listenPatience = time.Second
+	lockPatience   = 10 * time.Second
+)
+
+// Lock keeps other processes from whatever the file path stands for, until its
+// result is closed or the process ends, and creates the file. It waits a while
+// for a process that holds it to end.
+func Lock(ctx context.Context, path string) (io.Closer, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	f, err := awaitLock(ctx, path, lockPatience)
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+func awaitLock(ctx context.Context, path string, patience time.Duration) (*os.File, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		f, err := lockFile(path)
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return f, err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+	}
 }
 
 // lockFile creates and locks a file, and leaves our process id in it for

@@ -12,7 +12,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -145,6 +147,54 @@ func TestCorruptHeaderIsFetchedAgain(t *testing.T) {
 		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// A farBlob answers no read of its beginning until its end was asked for.
+type farBlob struct {
+	fetcher.Blob
+	asked chan struct{}
+	once  sync.Once
+}
+
+func (b *farBlob) Prefetch(_ context.Context, off, n int64) error {
+	if off+n == b.Size() {
+		b.once.Do(func() { close(b.asked) })
+	}
+	return nil
+}
+
+func (b *farBlob) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	select {
+	case <-b.asked:
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+	return b.Blob.ReadAt(ctx, p, off)
+}
+
+// An openFunc opens blobs.
+type openFunc func(fetcher.Ref) (fetcher.Blob, error)
+
+func (f openFunc) Open(_ context.Context, ref fetcher.Ref) (fetcher.Blob, error) { return f(ref) }
+
+// TestBothEndsAtOnce: a layer that is far away is asked for both of its ends
+// before either has come.
+func TestBothEndsAtOnce(t *testing.T) {
+	_, files := need.Golden(t, "zfile/l0.lz4.4.tar")
+	path := files["zfile/l0.lz4.4.tar"].Path
+	far := openFunc(func(fetcher.Ref) (fetcher.Blob, error) {
+		return &farBlob{Blob: openFile(t, path), asked: make(chan struct{})}, nil
+	})
+	v := &spec.Volume{RepoBlobURL: "https://registry/v2/x/blobs", Lowers: []spec.Lower{{Digest: digest.FromString("x")}}}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	i, err := image.Open(ctx, v, far)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := i.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -19,14 +19,18 @@ import (
 func Seal(ctx context.Context, u spec.Upper, dst string) error {
 	if err := sealInPlace(ctx, u); err != nil {
 		if errors.Is(err, os.ErrNotExist) && exists(dst) {
-			return removeIfThere(u.Index) // renamed by an earlier call
+			return removeIndex(u.Index) // renamed by an earlier call
 		}
 		return fmt.Errorf("seal writable layer %s: %w", u.Data, err)
 	}
 	if err := os.Rename(u.Data, dst); err != nil {
 		return fmt.Errorf("seal writable layer: %w", err)
 	}
-	return errors.Join(syncDir(filepath.Dir(dst)), removeIfThere(u.Index))
+	return errors.Join(syncDir(filepath.Dir(dst)), removeIndex(u.Index))
+}
+
+func removeIndex(index string) error {
+	return errors.Join(removeIfThere(index), removeIfThere(lsmt.JournalPath(index)))
 }
 
 func sealInPlace(ctx context.Context, u spec.Upper) error {

@@ -17,6 +17,12 @@ setfattr:attr
 setcap:libcap2-bin
 mariadbd:mariadb-server
 gcc:gcc
+qemu-system-x86_64:qemu-system-x86
+xz:xz-utils
+fio:fio
+sg_inq:sg3-utils
+blkzone:util-linux
+losetup:mount
 '
 
 PATH=$PATH:/usr/sbin:/sbin

@@ -12,11 +12,13 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/backend/internal/removal"
 )
 
 var (
@@ -45,20 +47,14 @@ type Device struct {
 	done     chan struct{}
 	doneOnce sync.Once
 
-	endMu   sync.Mutex // guards all below
-	err     error
-	removal *removal // the latest try
-	gone    bool     // id and directory may be another device's by now
+	endMu sync.Mutex // guards all below
+	err   error
+	gone  bool // id and directory may be another device's by now
+
+	removal removal.Once
 }
 
 var _ backend.Device = (*Device)(nil)
-
-// A removal is one try to remove a device, shared by all who ask meanwhile.
-type removal struct {
-	done chan struct{}
-	err  error // valid once done is closed
-	over bool  // the device is gone, whatever err says
-}
 
 func newDevice(ctx context.Context, id, dir string, v backend.Volume, b *buffers) *Device {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -92,7 +88,14 @@ func (d *Device) start(opts Options, forget func()) error {
 // program that opens the file registers it with its runtime's poller; where
 // that program is also the server, as in tests, it could come to wait for
 // itself. Nothing else depends on it, so errors do not matter.
+//
+// No fork may copy the descriptor. A child that closes its copy before it
+// executes waits for an answer to FLUSH, its parent waits for it with a
+// processor of the runtime in hand, and the goroutine that would answer may
+// wait for that one.
 func (d *Device) refusePoll() {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	fd, err := unix.Open(d.Path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return
@@ -180,42 +183,10 @@ func (d *Device) Abort() error {
 // changes nothing. When ctx is done Remove returns, but a removal under way
 // goes on; calling Remove again joins it.
 func (d *Device) Remove(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
+	if err := d.removal.Do(ctx, d.remove); err != nil {
 		return fmt.Errorf("remove device %s: %w", d.id, err)
 	}
-	r := d.tryRemoval()
-	select {
-	case <-r.done:
-		if r.err != nil {
-			return fmt.Errorf("remove device %s: %w", d.id, r.err)
-		}
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("remove device %s: %w", d.id, ctx.Err())
-	}
-}
-
-// tryRemoval returns the removal under way or completed, or starts one.
-func (d *Device) tryRemoval() *removal {
-	d.endMu.Lock()
-	defer d.endMu.Unlock()
-	if r := d.removal; r != nil {
-		select {
-		case <-r.done:
-			if r.over {
-				return r
-			}
-		default:
-			return r
-		}
-	}
-	r := &removal{done: make(chan struct{})}
-	d.removal = r
-	go func() {
-		r.over, r.err = d.remove()
-		close(r.done)
-	}()
-	return r
+	return nil
 }
 
 // remove reports whether the device is gone.

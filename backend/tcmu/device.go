@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/backend/internal/removal"
 	"github.com/overlaybd-go/overlaybd/backend/tcmu/internal/configfs"
 	"github.com/overlaybd-go/overlaybd/backend/tcmu/internal/scsi"
 )
@@ -50,9 +51,10 @@ type Device struct {
 	done     chan struct{}
 	doneOnce sync.Once
 
-	endMu   sync.Mutex // guards all below
-	err     error
-	removal *removal // the latest try
+	endMu sync.Mutex // guards err
+	err   error
+
+	removal removal.Once
 }
 
 var _ backend.Device = (*Device)(nil)

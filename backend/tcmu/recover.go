@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/backend/internal/claim"
 	"github.com/overlaybd-go/overlaybd/backend/tcmu/internal/configfs"
 )
 
@@ -18,7 +19,7 @@ const recoveries = 16
 
 // Recover resumes every device of the tenant's that is not served by e. What
 // is left of devices that were being made or removed, and can have no users,
-// is removed.
+// is removed, and so are orphans that have none.
 func (e *Exporter) Recover(ctx context.Context, open func(ctx context.Context, id string) (backend.Volume, error)) ([]backend.Device, error) {
 	stores, err := e.tree.Backstores(configfs.HBAOf(e.opts.Tenant))
 	if err != nil {
@@ -63,6 +64,9 @@ func (e *Exporter) recoverDevice(ctx context.Context, s configfs.Backstore, open
 		return nil, e.clear(ctx, s)
 	}
 	v, err := open(ctx, s.ID)
+	if errors.Is(err, backend.ErrOrphan) {
+		return nil, e.removeOrphan(ctx, s)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -112,6 +116,27 @@ func (d *Device) resume(ctx context.Context) error {
 	}
 	go d.watch()
 	return nil
+}
+
+// removeOrphan removes a device that nobody knows, unless it is in use.
+func (e *Exporter) removeOrphan(ctx context.Context, s configfs.Backstore) error {
+	disk, err := e.tree.FindDisk(ctx, s)
+	if err != nil {
+		return err
+	}
+	c, err := claim.Take(disk.Node, disk.Dev)
+	if err != nil {
+		return fmt.Errorf("%w: %w", backend.ErrOrphan, err)
+	}
+	defer c.Release()
+	return e.clear(ctx, s)
+}
+
+// Config returns the configuration of the device id: what Options.Config said,
+// or the program that made it.
+func (e *Exporter) Config(id string) (string, error) {
+	uio, err := e.tree.FindUIO(configfs.Backstore{HBA: configfs.HBAOf(e.opts.Tenant), ID: id})
+	return uio.Config, err
 }
 
 // clear removes what is left of a device that no one can use yet, or any more.

@@ -250,7 +250,7 @@ func (e *Exporter) Close() error {
 // Abandon stops serving and closes the volumes, but leaves the devices to the
 // next process: whoever uses them waits for its Recover.
 func (e *Exporter) Abandon() error {
-	return errors.Join(e.each((*Device).abandon), e.stop())
+	return errors.Join(e.each((*Device).abandon), e.tree.DestroyHBA(configfs.HBAOf(e.opts.Tenant)), e.stop())
 }
 
 // each ends the making of devices and calls f for all there are, at once.

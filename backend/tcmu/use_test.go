@@ -3,19 +3,14 @@
 package tcmu_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"flag"
-	"fmt"
 	"io"
 	"io/fs"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -27,8 +22,6 @@ import (
 	"github.com/overlaybd-go/overlaybd/tests/need"
 )
 
-var many = flag.Int("devices", 20, "how many devices to make at once")
-
 func export(t *testing.T, e *tcmu.Exporter, id string, v backend.Volume) backend.Device {
 	t.Helper()
 	d, err := e.Export(t.Context(), id, v)
@@ -38,94 +31,11 @@ func export(t *testing.T, e *tcmu.Exporter, id string, v backend.Volume) backend
 	return d
 }
 
-// TestExt4 makes a file system on a device, fills it, and reads it through
-// another one.
-func TestExt4(t *testing.T) {
-	needTCMU(t)
-	e := newExporter(t, tcmu.Options{})
-	v := backendtest.NewMemVolume(64 << 20)
-	want := make([]byte, 5<<20+123)
-	_, _ = rand.NewChaCha8([32]byte{1}).Read(want)
-
-	d := export(t, e, "ext4", v)
-	run(t, need.Command(t, "mkfs.ext4"), "-q", d.Path())
-	mounted(t, d.Path(), 0, func(dir string) {
-		if err := os.WriteFile(filepath.Join(dir, "file"), want, 0o600); err != nil {
-			t.Error(err)
-		}
-		if err := d.Remove(t.Context()); !errors.Is(err, backend.ErrBusy) {
-			t.Errorf("Remove of a mounted disk = %v, want ErrBusy", err)
-		}
-	})
-	run(t, need.Command(t, "e2fsck"), "-fn", d.Path())
-	if v.Syncs() == 0 {
-		t.Error("unmounting synced nothing")
-	}
-
-	second := export(t, e, "ext4-read", backendtest.ReadOnly(v))
-	mounted(t, second.Path(), unix.MS_RDONLY, func(dir string) {
-		if got, err := os.ReadFile(filepath.Join(dir, "file")); err != nil || !bytes.Equal(got, want) {
-			t.Errorf("read %d bytes, %v, want the %d written", len(got), err, len(want))
-		}
-	})
-}
-
 func run(t *testing.T, name string, args ...string) {
 	t.Helper()
 	if out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput(); err != nil {
 		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
 	}
-}
-
-func mounted(t *testing.T, disk string, flags uintptr, f func(dir string)) {
-	t.Helper()
-	dir := t.TempDir()
-	if err := unix.Mount(disk, dir, "ext4", flags, ""); err != nil {
-		t.Fatal(err)
-	}
-	f(dir)
-	if err := unix.Unmount(dir, 0); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// TestMany makes devices all at once, reads all of them, and removes them.
-func TestMany(t *testing.T) {
-	needTCMU(t)
-	e := newExporter(t, tcmu.Options{})
-	start := time.Now()
-	var wg sync.WaitGroup
-	for i := range *many {
-		wg.Go(func() {
-			v := backendtest.NewMemVolume(1 << 20)
-			want := bytes.Repeat([]byte{byte(i)}, 512)
-			_, err := v.WriteAt(t.Context(), want, 4096)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			d, err := e.Export(t.Context(), fmt.Sprint(i), v)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			if got, err := readAt(d.Path(), 4096, 512); err != nil || !bytes.Equal(got, want) {
-				t.Errorf("device %d: %v, or another's bytes", i, err)
-			}
-		})
-	}
-	wg.Wait()
-	t.Logf("%d devices in %v", *many, time.Since(start).Round(time.Millisecond))
-}
-
-func readAt(name string, off int64, n int) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	p := make([]byte, n)
-	_, err = f.ReadAt(p, off)
-	return p, errors.Join(err, f.Close())
 }
 
 // TestNames makes devices that have more or less in common: each must be found
@@ -259,24 +169,5 @@ func TestAdopt(t *testing.T) {
 	}
 	if err := unix.Rmdir(hba + "dev_bad"); err != nil {
 		t.Error(err)
-	}
-}
-
-// TestTools asks tools of the distribution to take the disk for one.
-func TestTools(t *testing.T) {
-	needTCMU(t)
-	e := newExporter(t, tcmu.Options{})
-	v := backendtest.NewMemVolume(1 << 20)
-	if _, err := v.WriteAt(t.Context(), bytes.Repeat([]byte{7}, 1<<20), 0); err != nil {
-		t.Fatal(err)
-	}
-	d := export(t, e, "tools", v)
-	run(t, need.Command(t, "blkdiscard"), "-o", "4096", "-l", "65536", d.Path())
-	if got, err := readAt(d.Path(), 4096, 65536); err != nil || !bytes.Equal(got, make([]byte, 65536)) {
-		t.Errorf("what was discarded does not read as zeroes: %v", err)
-	}
-	run(t, need.Command(t, "blkdiscard"), "-z", "-o", "524288", "-l", "65536", d.Path())
-	if got, err := readAt(d.Path(), 524288-512, 512+65536); err != nil || !bytes.Equal(got, append(bytes.Repeat([]byte{7}, 512), make([]byte, 65536)...)) {
-		t.Errorf("what was zeroed does not read as zeroes: %v", err)
 	}
 }

@@ -39,9 +39,12 @@ func command() *cobra.Command {
 		Use:   "overlaybd-blockd",
 		Short: "Serve block devices of container images",
 		Long: `Serve block devices of container images to overlaybd-snapshotter, which
-normally starts this daemon itself. It stops on SIGTERM or SIGINT as soon as no
-device is in use any more; a second signal stops it at once, and readers of its
-devices get I/O errors.`,
+normally starts this daemon itself.
+
+On SIGTERM or SIGINT it stops. TCMU and ublk devices stay: whoever uses them
+waits until the daemon is started again. FUSE devices end with the daemon, so
+that it first waits until none is in use; a second signal stops it at once, and
+readers of FUSE devices get I/O errors.`,
 		Example:       "  overlaybd-blockd --config /etc/overlaybd-snapshotter/config.toml",
 		Version:       version,
 		Args:          cobra.NoArgs,

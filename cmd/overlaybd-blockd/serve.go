@@ -40,7 +40,7 @@ func serve(ctx context.Context, cfg *conf.Config, warnings []string, stderr io.W
 	}
 	prepareProcess(cfg, log)
 
-	n, err := wire(cfg, log)
+	n, err := wire(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
@@ -66,8 +66,7 @@ func prepareProcess(cfg *conf.Config, log *slog.Logger) {
 }
 
 // apiService serves d on the unix socket address. Asked to stop, it goes on
-// serving until no device is in use, since a FUSE device dies with its
-// process.
+// serving until no device that dies with the process is in use.
 func apiService(d *blockd.Daemon, address string, log *slog.Logger) daemon.Service {
 	return daemon.Service{Name: "block API", Run: func(ctx context.Context, ready func()) error {
 		l, err := daemon.ListenUnix(ctx, address)

@@ -3,14 +3,15 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"io"
 	"log/slog"
+	"path/filepath"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/overlaybd-go/overlaybd/backend/fuse"
 	"github.com/overlaybd-go/overlaybd/cache"
 	"github.com/overlaybd-go/overlaybd/conf"
 	"github.com/overlaybd-go/overlaybd/daemon"
@@ -29,42 +30,52 @@ import (
 type node struct {
 	blockd  *blockd.Daemon
 	metrics *prometheus.Registry
+	lock    io.Closer // of the state directory: there is one process for it
 
-	exporter *fuse.Exporter
-	cache    *cache.Cache
-	remote   *registry.Opener
-	sources  []io.Closer // of the configuration's other sources
+	exporters exporters
+	cache     *cache.Cache
+	remote    *registry.Opener
+	sources   []io.Closer // of the configuration's other sources
 }
 
 // wire builds a node from the bottom up.
-func wire(cfg *conf.Config, log *slog.Logger) (*node, error) {
+func wire(ctx context.Context, cfg *conf.Config, log *slog.Logger) (*node, error) {
 	n := &node{metrics: daemon.NewRegistry()}
-	var err error
-	n.remote = newRegistry(cfg)
-	if n.cache, err = newCache(cfg); err != nil {
+	if err := n.wire(ctx, cfg, log); err != nil {
 		return nil, errors.Join(err, n.close())
 	}
-	n.exporter, err = fuse.New(fuse.Options{Dir: cfg.Fuse.Dir, MaxBackground: cfg.Fuse.MaxBackground, Logger: log})
-	if err != nil {
-		return nil, errors.Join(err, n.close())
+	return n, nil
+}
+
+func (n *node) wire(ctx context.Context, cfg *conf.Config, log *slog.Logger) (err error) {
+	if n.lock, err = daemon.Lock(ctx, filepath.Join(cfg.Blockd.StateDir, "lock")); err != nil {
+		return err
+	}
+	n.remote = newRegistry(cfg)
+	if n.cache, err = newCache(cfg); err != nil {
+		return err
 	}
 	stats, err := daemon.StatsCollector("overlaybd_cache", n.cache.Stats)
 	if err != nil {
-		return nil, errors.Join(err, n.close())
+		return err
 	}
 	n.metrics.MustRegister(stats)
 	blobs, err := n.blobs(cfg)
 	if err != nil {
-		return nil, errors.Join(err, n.close())
+		return err
 	}
-	n.blockd = blockd.New(blockd.Options{
-		Exporter: n.exporter,
+	n.blockd, err = blockd.New(blockd.Options{
+		StateDir: cfg.Blockd.StateDir,
 		Blobs:    blobs,
 		Patience: time.Duration(cfg.Blockd.Patience),
 		Logger:   log,
 		Disk:     image.DiskOptions{Direct: true},
 	})
-	return n, nil
+	if err != nil {
+		return err
+	}
+	n.exporters = exporters{cfg: cfg, log: log, daemon: n.blockd}
+	return n.exporters.start(ctx)
 }
 
 // blobs returns the tower of openers. From the top: bytes come from the cache;
@@ -115,10 +126,7 @@ func newCache(cfg *conf.Config) (*cache.Cache, error) {
 
 // close takes the node down from the top.
 func (n *node) close() error {
-	var errs []error
-	if n.exporter != nil {
-		errs = append(errs, n.exporter.Close())
-	}
+	errs := []error{n.exporters.close()}
 	if n.cache != nil {
 		errs = append(errs, n.cache.Close())
 	}
@@ -127,6 +135,9 @@ func (n *node) close() error {
 	}
 	for _, s := range n.sources {
 		errs = append(errs, s.Close())
+	}
+	if n.lock != nil {
+		errs = append(errs, n.lock.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -31,7 +31,7 @@ and how many bytes came over the network and from the cache.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			list, err := listDevices(cmd.Context(), address)
 			if err != nil {
-				return &adviceError{err: err, advice: "Is overlaybd-blockd running, and are you root? --address names its socket."}
+				return err
 			}
 			if asJSON {
 				_, err = io.WriteString(cmd.OutOrStdout(), toJSON(list))
@@ -49,23 +49,23 @@ and how many bytes came over the network and from the cache.`,
 func listDevices(ctx context.Context, address string) ([]blockapi.Attachment, error) {
 	ctx, cancel := context.WithTimeout(ctx, devicesTimeout)
 	defer cancel()
-	c, err := blockapi.Dial(address)
+	list := []blockapi.Attachment{}
+	err := callDaemon(ctx, address, func(ctx context.Context, c *blockapi.Client) error {
+		all, err := c.Attachments(ctx)
+		list = append(list, all...)
+		return err
+	})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("list devices: %w", err)
 	}
-	defer c.Close() //nolint:errcheck // the answer is there
-	list, err := c.Attachments(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("list devices of %s: %w", address, err)
-	}
-	return append([]blockapi.Attachment{}, list...), nil
+	return list, nil
 }
 
 func printDevices(w io.Writer, list []blockapi.Attachment) error {
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(tw, "ID\tSTATE\tSIZE\tFETCHED\tCACHED\tPATH\tIMAGE")
+	fmt.Fprintln(tw, "ID\tSTATE\tEXPORTER\tSIZE\tFETCHED\tCACHED\tPATH\tIMAGE")
 	for _, a := range list {
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", a.ID, a.State, size(a.Size),
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", a.ID, a.State, a.Exporter, size(a.Size),
 			size(a.FetchedBytes), size(a.CachedBytes), a.Path, printable(a.Image))
 		if a.Error != "" {
 			fmt.Fprintf(tw, "\t%s\n", printable(a.Error))

@@ -13,6 +13,8 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
+
+	"github.com/overlaybd-go/overlaybd/cmd/internal/exporter"
 )
 
 // A facility is something of the machine that the system can use.
@@ -45,7 +47,7 @@ Exit code 0: containers can be run. 1: something necessary is missing.`,
 		Example: "  overlaybd doctor\n  overlaybd doctor --json | jq .exporter",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			d := diagnose(machine{root: "/"})
+			d := diagnose(machine{root: "/"}, exporter.Kinds())
 			if err := d.print(cmd.OutOrStdout(), asJSON); err != nil {
 				return err
 			}
@@ -59,7 +61,12 @@ Exit code 0: containers can be run. 1: something necessary is missing.`,
 // verdict fails when no container could be run.
 func (d diagnosis) verdict() error {
 	if d.Exporter == "" {
-		return errors.New("no exporter can work on this machine: " + d.Reason)
+		return errors.New(d.Reason)
+	}
+	for _, f := range d.Facilities {
+		if f.Name == "overlay" && !f.Available {
+			return errors.New("no container can be run: overlay is " + f.Detail)
+		}
 	}
 	return nil
 }
@@ -94,35 +101,29 @@ func orNone(s string) string {
 }
 
 // A machine is looked at through its file tree, so that a test can show
-// doctor another one.
+// doctor another one. Whether an exporter can work, the exporter itself tells.
 type machine struct{ root string }
 
-func diagnose(m machine) diagnosis {
-	d := diagnosis{Kernel: m.kernel(), Facilities: []facility{
-		m.device("fuse", "block devices in user space", "/dev/fuse", "modprobe fuse"),
-		m.device("loop", "file systems on FUSE devices", "/dev/loop-control", "modprobe loop"),
+func diagnose(m machine, kinds []exporter.Kind) diagnosis {
+	d := diagnosis{Kernel: m.kernel()}
+	for _, k := range kinds {
+		f := facility{Name: k.Name, Purpose: k.Purpose, Available: true}
+		if err := k.Available(); err != nil {
+			f.Available, f.Detail = false, err.Error()
+		}
+		d.Facilities = append(d.Facilities, f)
+	}
+	d.Facilities = append(d.Facilities,
 		m.fileSystem("overlay", "containers' root file systems"),
 		m.fileSystem("ext4", "images with ext4, the usual case"),
 		m.fileSystem("erofs", "images with EROFS"),
-		m.tcmu(),
-		m.device("ublk", "block devices through io_uring", "/dev/ublk-control", "modprobe ublk_drv, Linux 6.0 or later"),
-	}}
-	d.Exporter, d.Reason = choose(d)
+	)
+	c, err := exporter.Choose(kinds, "auto")
+	d.Exporter, d.Reason = c.Name, c.Reason()
+	if err != nil {
+		d.Reason = err.Error()
+	}
 	return d
-}
-
-// choose says which exporter "auto" takes. Only FUSE is built in so far.
-func choose(d diagnosis) (exporter, reason string) {
-	var missing []string
-	for _, f := range d.Facilities[:3] {
-		if !f.Available {
-			missing = append(missing, fmt.Sprintf("%s is missing (%s)", f.Name, f.Detail))
-		}
-	}
-	if len(missing) > 0 {
-		return "", strings.Join(missing, ", ")
-	}
-	return "fuse", "FUSE, loop and overlay are there; this version has no TCMU or ublk exporter"
 }
 
 func (m machine) kernel() string {
@@ -131,20 +132,6 @@ func (m machine) kernel() string {
 		return "unknown"
 	}
 	return strings.TrimSpace(string(b))
-}
-
-// device looks for a device node and whether it can be opened.
-func (m machine) device(name, purpose, path, remedy string) facility {
-	f, err := os.OpenFile(m.root+path, os.O_RDWR, 0)
-	switch {
-	case err == nil:
-		_ = f.Close()
-		return facility{name, purpose, true, path}
-	case errors.Is(err, os.ErrPermission):
-		return facility{name, purpose, false, path + " is there but may not be opened: run as root"}
-	default:
-		return facility{name, purpose, false, path + " is missing: " + remedy}
-	}
 }
 
 // fileSystem looks a file system type up in what the kernel has loaded.
@@ -160,15 +147,4 @@ func (m machine) fileSystem(name, purpose string) facility {
 		}
 	}
 	return facility{name, purpose, false, "not in /proc/filesystems: modprobe " + name}
-}
-
-func (m machine) tcmu() facility {
-	const purpose = "SCSI block devices served from user space"
-	if _, err := os.Stat(m.root + "sys/kernel/config"); err != nil {
-		return facility{"tcmu", purpose, false, "configfs is not mounted: mount -t configfs none /sys/kernel/config"}
-	}
-	if _, err := os.Stat(m.root + "sys/module/target_core_user"); err != nil {
-		return facility{"tcmu", purpose, false, "module is not loaded: modprobe target_core_user tcm_loop"}
-	}
-	return facility{"tcmu", purpose, true, "/sys/module/target_core_user"}
 }

@@ -9,13 +9,10 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"google.golang.org/grpc"
 
 	"github.com/overlaybd-go/overlaybd/daemon/blockapi"
 	"github.com/overlaybd-go/overlaybd/image/spec"
@@ -76,16 +73,7 @@ func (oneDevice) Attachments(context.Context) ([]blockapi.Attachment, error) {
 }
 
 func TestDevices(t *testing.T) {
-	address := filepath.Join(t.TempDir(), "b.sock")
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv := grpc.NewServer()
-	blockapi.NewServer(oneDevice{}).Register(srv)
-	go srv.Serve(l) //nolint:errcheck // ends with Stop
-	t.Cleanup(srv.Stop)
-
+	address := startDaemon(t, oneDevice{})
 	var table, text bytes.Buffer
 	if err := run(t.Context(), []string{"devices", "--address", address}, &table, &bytes.Buffer{}); err != nil {
 		t.Fatal(err)
@@ -109,31 +97,5 @@ func TestDevicesWithoutDaemon(t *testing.T) {
 	var stderr bytes.Buffer
 	if status := report(err, &stderr); status != exitFailure || !strings.Contains(stderr.String(), "Is overlaybd-blockd running") {
 		t.Errorf("got status %d and %q", status, stderr.String())
-	}
-}
-
-// TestDoctor shows the doctor machines made of files.
-func TestDoctor(t *testing.T) {
-	file := func(root, name, content string) {
-		path := filepath.Join(root, name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), 0o600)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	laptop := t.TempDir() + "/"
-	file(laptop, "proc/sys/kernel/osrelease", "6.1.0\n")
-	file(laptop, "proc/filesystems", "nodev\toverlay\n\text4\n")
-	file(laptop, "dev/fuse", "")
-	file(laptop, "dev/loop-control", "")
-	d := diagnose(machine{laptop})
-	if d.Exporter != "fuse" || d.Kernel != "6.1.0" || d.verdict() != nil {
-		t.Errorf("got %+v, want the FUSE exporter", d)
-	}
-	if err := os.Remove(laptop + "dev/loop-control"); err != nil {
-		t.Fatal(err)
-	}
-	d = diagnose(machine{laptop})
-	if d.Exporter != "" || !strings.Contains(d.Reason, "modprobe loop") || d.verdict() == nil {
-		t.Errorf("got %+v without loop devices, want no exporter and what to do", d)
 	}
 }

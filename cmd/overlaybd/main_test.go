@@ -12,20 +12,23 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/overlaybd-go/overlaybd/daemon/blockapi"
 	"github.com/overlaybd-go/overlaybd/tests/need"
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"overlaybd": main})
+	testscript.Main(m, map[string]func(){"overlaybd": main, attacherName: main})
 }
 
-// TestScripts runs testdata/*.txtar. They find the golden layers in $GOLDEN.
+// TestScripts runs testdata/*.txtar. They find the golden layers in $GOLDEN,
+// and a block daemon of their own at $BLOCKD.
 func TestScripts(t *testing.T) {
 	golden, _ := need.Golden(t, "zfile/*", "raw/l0.lsmt", "rw/a.*", "stack/l1.obd", "tars/l0.tar", "turbo/*.meta", "neg/*")
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("GOLDEN", golden)
+			env.Setenv("BLOCKD", startDaemon(t, &fakeDaemon{devices: map[string]blockapi.Attachment{}}))
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){

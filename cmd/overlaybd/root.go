@@ -15,7 +15,10 @@ var version = "devel" // set by the linker
 
 // run is the program. Its error is not printed yet.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	root := newRoot()
+	return execute(ctx, newRoot(), args, stdout, stderr)
+}
+
+func execute(ctx context.Context, root *cobra.Command, args []string, stdout, stderr io.Writer) error {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -32,8 +35,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "overlaybd",
-		Short: "Work on the layers of block images",
-		Long: `Work on the layers of block images.
+		Short: "Work on the layers and devices of block images",
+		Long: `Work on the layers and devices of block images.
 
 Exit status: 0 on success, 1 if the command failed or found damage, 2 if the
 command line is wrong.`,
@@ -41,7 +44,8 @@ command line is wrong.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(inspectCommand(), verifyCommand(), flattenCommand(), devicesCommand(), doctorCommand())
+	root.AddCommand(inspectCommand(), verifyCommand(), flattenCommand(),
+		attachCommand(), detachCommand(), devicesCommand(), doctorCommand())
 	return root
 }
 

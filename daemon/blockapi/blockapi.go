@@ -39,9 +39,12 @@ type Attachment struct {
 	ID       string `json:"id"`
 	SpecPath string `json:"spec"`
 
+	// Exporter is what makes the device: tcmu, ublk, fuse.
+	Exporter string `json:"exporter"`
+
 	// Path is the block special file, or, where File is set, a regular file
 	// standing in for one: to be put on a loop device, or mounted as it is by
-	// a file system that can.
+	// a file system that can. It is empty while the device is suspended.
 	Path string `json:"path"`
 	File bool   `json:"file"`
 
@@ -66,4 +69,9 @@ const (
 	Serving State = "serving" // reads are answered
 	Waiting State = "waiting" // some read waits for its source to come back
 	Failed  State = "failed"  // the device stopped; detach it and attach again
+
+	// Suspended is a device of an earlier process that is not served yet: it
+	// exists and may be mounted, and whoever uses it waits. The daemon goes on
+	// trying, and so does Attach.
+	Suspended State = "suspended"
 )

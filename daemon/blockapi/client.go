@@ -28,6 +28,11 @@ const (
 	// not an error. A daemon that never answered is an error at once.
 	restartPatience = 5 * time.Second
 
+	// connectTimeout is how long a daemon that listens may take to say hello.
+	// Without it gRPC gives one the pause before the next try, 20 ms, which a
+	// busy machine does not keep.
+	connectTimeout = 5 * time.Second
+
 	// maxReply bounds an answer in bytes: room for some 10⁵ attachments, where
 	// gRPC's own 4 MiB would end at a few thousand.
 	maxReply = 64 << 20
@@ -59,9 +64,12 @@ func Dial(addr string) (*Client, error) {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)),
 		// gRPC's own backoff grows to two minutes, for which a daemon that is
 		// back would stay unreachable.
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{
-			BaseDelay: 20 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 500 * time.Millisecond,
-		}}))
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff: backoff.Config{
+				BaseDelay: 20 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 500 * time.Millisecond,
+			},
+			MinConnectTimeout: connectTimeout,
+		}))
 	if err != nil {
 		return nil, fmt.Errorf("dial block daemon at %s: %w", addr, err)
 	}

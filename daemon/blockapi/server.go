@@ -77,6 +77,7 @@ func toProto(a Attachment) *blockpb.Attachment {
 	return &blockpb.Attachment{
 		Id:           a.ID,
 		SpecPath:     a.SpecPath,
+		Exporter:     a.Exporter,
 		Path:         a.Path,
 		File:         a.File,
 		Writable:     a.Writable,
@@ -93,6 +94,7 @@ func fromProto(a *blockpb.Attachment) Attachment {
 	return Attachment{
 		ID:           a.GetId(),
 		SpecPath:     a.GetSpecPath(),
+		Exporter:     a.GetExporter(),
 		Path:         a.GetPath(),
 		File:         a.GetFile(),
 		Writable:     a.GetWritable(),

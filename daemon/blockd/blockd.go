@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -35,56 +36,87 @@ const DefaultPatience = 5 * time.Minute
 
 // Options say what a Daemon is made of.
 type Options struct {
-	Exporter backend.Exporter // required
-	Blobs    fetcher.Opener   // required; what layers are opened through
-	Patience time.Duration    // DefaultPatience if zero
-	Logger   *slog.Logger     // required
+	StateDir string         // required; where devices are remembered across restarts
+	Blobs    fetcher.Opener // required; what layers are opened through
+	Patience time.Duration  // DefaultPatience if zero
+	Logger   *slog.Logger   // required
 
 	// Disk is how writable layers are opened.
 	Disk image.DiskOptions
 }
 
-// A Daemon implements blockapi.Service over one exporter.
+// A Daemon implements blockapi.Service.
 type Daemon struct {
-	opts  Options
-	locks keyedMutex // serialises the calls for one id
+	opts    Options
+	records records
+	locks   keyedMutex // serialises the calls for one id
 
-	mu      sync.Mutex // guards devices; never held across I/O
+	first     Exporter                    // of new devices
+	exporters map[string]backend.Exporter // all, by name; since Start
+
+	life context.Context // of resuming devices
+	end  context.CancelFunc
+	work sync.WaitGroup // what resumes them
+
+	mu      sync.Mutex // guards devices, not what they point to, which does not change; never held across I/O
 	devices map[string]*device
 }
 
 var _ blockapi.Service = (*Daemon)(nil)
 
-// New returns a Daemon that serves no devices yet.
-func New(opts Options) *Daemon {
+// New returns a Daemon, to be started.
+func New(opts Options) (*Daemon, error) {
 	opts.Patience = cmp.Or(opts.Patience, DefaultPatience)
-	return &Daemon{opts: opts, devices: make(map[string]*device)}
+	recs, err := openRecords(opts.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	d := &Daemon{opts: opts, records: recs, exporters: make(map[string]backend.Exporter), devices: make(map[string]*device)}
+	d.life, d.end = context.WithCancel(context.Background())
+	return d, nil
 }
 
 // Attach implements blockapi.Service.
 func (d *Daemon) Attach(ctx context.Context, id, specPath string) (blockapi.Attachment, error) {
+	if err := checkID(id); err != nil {
+		return blockapi.Attachment{}, err
+	}
+	if !filepath.IsAbs(specPath) {
+		return blockapi.Attachment{}, fmt.Errorf("attach %s: spec path %q is not absolute: %w", id, specPath, errdefs.ErrInvalidArgument)
+	}
 	unlock, err := d.locks.lock(ctx, id)
 	if err != nil {
 		return blockapi.Attachment{}, err
 	}
 	defer unlock()
-
-	if dev := d.device(id); dev != nil {
-		if dev.specPath != specPath {
-			return blockapi.Attachment{}, fmt.Errorf("device %s serves %s: %w", id, dev.specPath, errdefs.ErrAlreadyExists)
-		}
-		if !dev.stopped() {
-			return dev.attachment(), nil
-		}
-		if err := d.remove(ctx, dev); err != nil {
-			return blockapi.Attachment{}, fmt.Errorf("replace stopped device %s: %w", id, err)
-		}
+	dev, err := d.existing(ctx, id, specPath)
+	if err == nil && dev == nil {
+		dev, err = d.attach(ctx, id, specPath)
 	}
-	dev, err := d.attach(ctx, id, specPath)
 	if err != nil {
 		return blockapi.Attachment{}, fmt.Errorf("attach %s: %w", id, classify(err))
 	}
 	return dev.attachment(), nil
+}
+
+// existing returns the device id if there is one that serves, or can be made
+// to. One that stopped is removed.
+func (d *Daemon) existing(ctx context.Context, id, specPath string) (*device, error) {
+	dev := d.device(id)
+	switch {
+	case dev == nil:
+		return nil, nil
+	case dev.specPath != specPath:
+		return nil, fmt.Errorf("device serves %s: %w", dev.specPath, errdefs.ErrAlreadyExists)
+	case dev.live == nil:
+		return d.resume(ctx, dev)
+	case dev.stopped():
+		if err := d.remove(ctx, dev); err != nil {
+			return nil, fmt.Errorf("replace stopped device: %w", err)
+		}
+		return nil, nil
+	}
+	return dev, nil
 }
 
 func (d *Daemon) attach(ctx context.Context, id, specPath string) (*device, error) {
@@ -93,52 +125,111 @@ func (d *Daemon) attach(ctx context.Context, id, specPath string) (*device, erro
 	if err != nil {
 		return nil, err
 	}
-	dev, err := d.open(ctx, id, specPath, v)
-	if rerr := reportResult(v.ResultFile, err); rerr != nil {
-		d.opts.Logger.Warn("result file not written", slog.String("id", id), slog.Any("err", rerr))
-	}
+	dev := d.newDevice(id, specPath, d.first.Name)
+	err = d.make(ctx, dev, v)
+	d.report(dev, v, err)
 	if err != nil {
 		return nil, err
 	}
-	d.mu.Lock()
-	d.devices[id] = dev
-	d.mu.Unlock()
-	d.opts.Logger.Info("device attached", slog.String("id", id), slog.String("path", dev.Path()),
+	d.put(dev)
+	d.opts.Logger.Info("device attached", slog.String("id", id), slog.String("path", dev.live.Path()),
 		slog.Int("layers", len(v.Lowers)), slog.Bool("writable", v.Writable()), slog.Duration("dur", time.Since(start)))
 	go d.watch(dev)
 	return dev, nil
 }
 
-// open builds the device id: layers, patience, kernel object.
-func (d *Daemon) open(ctx context.Context, id, specPath string, v *spec.Volume) (*device, error) {
-	dev := &device{specPath: specPath, image: v.RepoBlobURL, writable: v.Writable()}
-	vol, err := d.openVolume(ctx, v, &dev.meter)
+// make builds the device dev: layers, patience, record, kernel object. After
+// an error nothing is left.
+func (d *Daemon) make(ctx context.Context, dev *device, v *spec.Volume) error {
+	vol, err := d.openVolume(ctx, dev, v)
+	if err != nil {
+		return err
+	}
+	if err := d.records.save(dev.id, record{Spec: dev.specPath, Exporter: dev.exporter}); err != nil {
+		return errors.Join(err, vol.Close())
+	}
+	live, err := d.first.Export(ctx, dev.id, vol)
+	if err != nil {
+		return errors.Join(err, vol.Close(), d.records.remove(dev.id))
+	}
+	if err := dev.serve(live); err != nil {
+		return errors.Join(err, live.Remove(context.WithoutCancel(ctx)), d.records.remove(dev.id))
+	}
+	return nil
+}
+
+// openVolume opens what dev shows.
+func (d *Daemon) openVolume(ctx context.Context, dev *device, v *spec.Volume) (backend.Volume, error) {
+	blobs := dev.meter.opener(d.opts.Blobs)
+	var vol backend.Volume
+	var err error
+	if v.Writable() {
+		vol, err = image.OpenDisk(ctx, v, blobs, d.opts.Disk)
+	} else {
+		vol, err = image.Open(ctx, v, blobs)
+	}
 	if err != nil {
 		return nil, err
 	}
-	dev.size = vol.Size()
-	dev.patience = newPatience(d.opts.Patience, d.opts.Logger.With(slog.String("id", id)))
-	if err := dev.export(ctx, d.opts.Exporter, id, dev.patience.wrap(vol)); err != nil {
-		return nil, errors.Join(err, vol.Close())
-	}
-	return dev, nil
+	dev.image, dev.writable, dev.size = v.RepoBlobURL, v.Writable(), vol.Size()
+	return dev.patience.wrap(vol), nil
 }
 
-func (d *Daemon) openVolume(ctx context.Context, v *spec.Volume, m *meter) (backend.Volume, error) {
-	blobs := m.opener(d.opts.Blobs)
-	if v.Writable() {
-		return image.OpenDisk(ctx, v, blobs, d.opts.Disk)
+// SpecPath returns what the device id serves, which the reference's daemon
+// finds it by; "" if there is none.
+func (d *Daemon) SpecPath(id string) string {
+	rec, err := d.records.load(id)
+	if err != nil {
+		return ""
 	}
-	return image.Open(ctx, v, blobs)
+	return rec.Spec
+}
+
+// Adopt opens the volume of a device that another program makes, and whose
+// configuration is that of the reference: the path of a spec.
+func (d *Daemon) Adopt(ctx context.Context, id, config string) (backend.Volume, error) {
+	dev := d.newDevice(id, specPathOf(config), "")
+	v, err := spec.Load(dev.specPath)
+	if err != nil {
+		return nil, err
+	}
+	vol, err := d.openVolume(ctx, dev, v)
+	d.report(dev, v, err)
+	if err == nil {
+		d.opts.Logger.Info("device of another program adopted", slog.String("id", id), slog.String("spec", dev.specPath))
+	}
+	return vol, err
 }
 
 // watch logs the end of a device that nobody asked to end. The device stays in
-// the table as failed until it is attached anew or detached.
+// the table as failed until it is attached anew or detached, except for one
+// that another program made, and has removed.
 func (d *Daemon) watch(dev *device) {
-	<-dev.Done()
-	if err := dev.Err(); err != nil {
-		d.opts.Logger.Error("device stopped", slog.String("id", dev.ID()), slog.Any("err", err))
+	<-dev.live.Done()
+	err := dev.live.Err()
+	if err == nil || d.life.Err() != nil {
+		return
 	}
+	if dev.foreign {
+		err = d.clear(dev)
+	}
+	if err != nil {
+		d.opts.Logger.Error("device stopped", slog.String("id", dev.id), slog.Any("err", err))
+	}
+}
+
+// clear removes what is left of a device that was removed from outside, unless
+// somebody has done so.
+func (d *Daemon) clear(dev *device) error {
+	unlock, err := d.locks.lock(d.life, dev.id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if d.device(dev.id) != dev {
+		return nil
+	}
+	return d.remove(d.life, dev)
 }
 
 // Detach implements blockapi.Service.
@@ -160,12 +251,23 @@ func (d *Daemon) Detach(ctx context.Context, id string) error {
 }
 
 func (d *Daemon) remove(ctx context.Context, dev *device) error {
-	if err := dev.Remove(ctx); err != nil {
+	if dev.live == nil {
+		return d.removeSuspended(ctx, dev)
+	}
+	if err := dev.live.Remove(ctx); err != nil {
+		return err
+	}
+	return d.forget(dev.id)
+}
+
+// forget takes a device that is gone out of records and table.
+func (d *Daemon) forget(id string) error {
+	if err := d.records.remove(id); err != nil {
 		return err
 	}
 	d.mu.Lock()
-	delete(d.devices, dev.ID())
-	d.mu.Unlock()
+	defer d.mu.Unlock()
+	delete(d.devices, id)
 	return nil
 }
 
@@ -181,7 +283,7 @@ func (d *Daemon) Attachments(context.Context) ([]blockapi.Attachment, error) {
 // Seal implements blockapi.Service.
 func (d *Daemon) Seal(ctx context.Context, specPath, dst string) error {
 	if dev := d.serving(specPath); dev != nil {
-		return fmt.Errorf("seal %s: device %s is attached: %w", specPath, dev.ID(), errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("seal %s: device %s is attached: %w", specPath, dev.id, errdefs.ErrFailedPrecondition)
 	}
 	v, err := spec.Load(specPath)
 	if err != nil {
@@ -193,16 +295,28 @@ func (d *Daemon) Seal(ctx context.Context, specPath, dst string) error {
 	return image.Seal(ctx, v.Upper, dst)
 }
 
-// Close removes every device that is not in use, and fails with
-// backend.ErrBusy naming those that are.
+// Close removes the devices that end with the process, and fails with
+// backend.ErrBusy naming those that are in use. Devices that outlive it stay as
+// they are: they last until they are detached.
 func (d *Daemon) Close(ctx context.Context) error {
+	d.end()
+	d.work.Wait()
 	var errs []error
 	for _, dev := range d.all() {
-		if err := d.Detach(ctx, dev.ID()); err != nil {
+		if _, outlives := d.exporters[dev.exporter].(backend.Recoverer); outlives {
+			continue
+		}
+		if err := d.Detach(ctx, dev.id); err != nil {
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (d *Daemon) put(dev *device) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.devices[dev.id] = dev
 }
 
 func (d *Daemon) device(id string) *device {
@@ -216,7 +330,7 @@ func (d *Daemon) all() []*device {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	devs := slices.Collect(maps.Values(d.devices))
-	slices.SortFunc(devs, func(a, b *device) int { return cmp.Compare(a.ID(), b.ID()) })
+	slices.SortFunc(devs, func(a, b *device) int { return cmp.Compare(a.id, b.id) })
 	return devs
 }
 

@@ -79,13 +79,19 @@ func newNodeOf(t *testing.T, o nodeOptions) *node {
 	remote := registry.New(o.remote)
 	mirrored := mirror.New(remote, limit.New(remote, limit.Options{}), mirror.Options{Elsewhere: o.elsewhere})
 	cached := blocks.Opener(retry.New(mirrored, o.retry))
-	n.Daemon = blockd.New(blockd.Options{
-		Exporter: exporter,
+	n.Daemon, err = blockd.New(blockd.Options{
+		StateDir: filepath.Join(n.dir, "state"),
 		Blobs:    fetcher.Schemes{"http": cached, "https": cached, "file": file.Opener{}},
 		Patience: o.patience,
 		Logger:   slog.New(slog.DiscardHandler),
 		Disk:     image.DiskOptions{Direct: true},
 	})
+	if err == nil {
+		err = n.Start(t.Context(), blockd.Exporter{Name: "fuse", Exporter: exporter})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		err := errors.Join(n.Close(context.WithoutCancel(t.Context())), exporter.Close(), blocks.Close(), remote.Close())
 		if err != nil {

@@ -3,37 +3,46 @@
 package blockd
 
 import (
-	"context"
-	"errors"
+	"log/slog"
 	"os"
+	"path/filepath"
 
 	"github.com/overlaybd-go/overlaybd/backend"
 	"github.com/overlaybd-go/overlaybd/daemon/blockapi"
+	"github.com/overlaybd-go/overlaybd/image/spec"
 )
 
 // A device is one entry of the table.
 type device struct {
-	backend.Device
+	id       string
 	specPath string
+	exporter string
+	foreign  bool // made by another program
 	image    string
 	writable bool
-	file     bool  // Path is a regular file
 	size     int64 // bytes
+
+	live backend.Device // nil while the device is suspended
+	why  error          // it is
+	file bool           // its path is a regular file
 
 	patience *patience
 	meter    meter
 }
 
-// export makes the kernel object of d.
-func (d *device) export(ctx context.Context, e backend.Exporter, id string, vol backend.Volume) error {
-	dev, err := e.Export(ctx, id, vol)
+func (d *Daemon) newDevice(id, specPath, exporter string) *device {
+	return &device{
+		id: id, specPath: specPath, exporter: exporter,
+		patience: newPatience(d.opts.Patience, d.opts.Logger.With(slog.String("id", id))),
+	}
+}
+
+// serve makes live the kernel object of d.
+func (d *device) serve(live backend.Device) error {
+	d.live = live
+	st, err := os.Stat(live.Path())
 	if err != nil {
 		return err
-	}
-	d.Device = dev
-	st, err := os.Stat(dev.Path())
-	if err != nil {
-		return errors.Join(err, dev.Remove(context.WithoutCancel(ctx)))
 	}
 	d.file = st.Mode().IsRegular()
 	return nil
@@ -41,7 +50,7 @@ func (d *device) export(ctx context.Context, e backend.Exporter, id string, vol 
 
 func (d *device) stopped() bool {
 	select {
-	case <-d.Done():
+	case <-d.live.Done():
 		return true
 	default:
 		return false
@@ -50,13 +59,16 @@ func (d *device) stopped() bool {
 
 func (d *device) attachment() blockapi.Attachment {
 	a := blockapi.Attachment{
-		ID:       d.ID(),
+		ID:       d.id,
 		SpecPath: d.specPath,
-		Path:     d.Path(),
+		Exporter: d.exporter,
 		File:     d.file,
 		Writable: d.writable,
 		Size:     d.size,
 		Image:    d.image,
+	}
+	if d.live != nil {
+		a.Path = d.live.Path()
 	}
 	a.State, a.Error = d.state()
 	a.FetchedBytes, a.CachedBytes = d.meter.bytes()
@@ -64,8 +76,11 @@ func (d *device) attachment() blockapi.Attachment {
 }
 
 func (d *device) state() (blockapi.State, string) {
+	if d.live == nil {
+		return blockapi.Suspended, d.why.Error()
+	}
 	if d.stopped() {
-		if err := d.Err(); err != nil {
+		if err := d.live.Err(); err != nil {
 			return blockapi.Failed, err.Error()
 		}
 		return blockapi.Failed, "removed"
@@ -76,15 +91,20 @@ func (d *device) state() (blockapi.State, string) {
 	return blockapi.Serving, ""
 }
 
-// reportResult writes the outcome of opening a volume where the reference's
+// report writes the outcome of opening a volume where the reference's
 // snapshotter looks for it.
-func reportResult(path string, err error) error {
-	if path == "" {
-		return nil
+func (d *Daemon) report(dev *device, v *spec.Volume, err error) {
+	if v.ResultFile == "" {
+		return
 	}
-	text := "success"
+	path, text := v.ResultFile, "success"
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(filepath.Dir(dev.specPath), path)
+	}
 	if err != nil {
 		text = "failed:" + err.Error()
 	}
-	return os.WriteFile(path, []byte(text), 0o600)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		d.opts.Logger.Warn("result file not written", slog.String("id", dev.id), slog.Any("err", err))
+	}
 }

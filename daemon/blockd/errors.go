@@ -19,6 +19,7 @@ var classes = []struct{ is, class error }{
 	{fetcher.ErrUnauthorized, errdefs.ErrPermissionDenied},
 	{fetcher.ErrTemporary, errdefs.ErrUnavailable},
 	{fs.ErrNotExist, errdefs.ErrNotFound},
+	{fs.ErrExist, errdefs.ErrAlreadyExists},
 	{errors.ErrUnsupported, errdefs.ErrNotImplemented},
 }
 

@@ -211,9 +211,9 @@ func markOf(dev blockmount.Device) mark {
 	if err := unix.Stat(dev.Path, &st); err != nil {
 		return m // equal to no mark that was written
 	}
+	// While a disk, or a file on FUSE, is mounted, no other gets its number.
 	m.identity = fmt.Sprintf("node %d", st.Rdev)
 	if dev.File {
-		// While a file on FUSE is mounted, no other gets its device number.
 		m.identity = fmt.Sprintf("file %d:%d", st.Dev, st.Ino)
 	}
 	return m

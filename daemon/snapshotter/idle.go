@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/overlaybd-go/overlaybd/daemon/blockapi"
 	"github.com/overlaybd-go/overlaybd/daemon/snapshotter/blockmount"
 )
 
@@ -27,7 +28,10 @@ func (s *Snapshotter) ReleaseIdle(ctx context.Context) error {
 		return err
 	}
 	var all sync.WaitGroup // at once, as a busy device takes its time to say so
-	for id := range attached {
+	for id, a := range attached {
+		if a.State == blockapi.Suspended {
+			continue // to unmount it might take for ever
+		}
 		all.Go(func() {
 			err := s.locked(ctx, id, func(ctx context.Context) error { return s.releaseUnlessBusy(ctx, id, used[id]) })
 			if err != nil {
@@ -39,6 +43,16 @@ func (s *Snapshotter) ReleaseIdle(ctx context.Context) error {
 	return nil
 }
 
+// givenOut reports whether the node of device id, which is made of st, is
+// somebody's, who has it open only now and then.
+func (s *Snapshotter) givenOut(id string, st stack) bool {
+	if st == nil || !s.isWritable(id) {
+		return false
+	}
+	mode, err := parseMode(st[0].info.Labels, s.opts.RWMode)
+	return err == nil && mode == ModeDev
+}
+
 // releaseUnlessBusy takes down device id, whose lock is held and which is made
 // of st, unless it is in use. Only trying tells: a container's overlay holds
 // the image by a mount that no table shows.
@@ -47,10 +61,8 @@ func (s *Snapshotter) releaseUnlessBusy(ctx context.Context, id string, st stack
 	if err != nil {
 		return err
 	}
-	if !mounted { // its node may be somebody's, who has it open only now and then
-		if out, err := blockmount.HasLoop(s.readMark(id).path); out || err != nil {
-			return err
-		}
+	if !mounted && s.givenOut(id, st) {
+		return nil
 	}
 	err = s.release(ctx, id)
 	busy := errdefs.IsFailedPrecondition(err) || errors.Is(err, unix.EBUSY)

@@ -159,7 +159,8 @@ var writers = []struct {
 	{"by option", snapshotter.ModeDir, ""},
 }
 
-// eachBlock runs test on the real block daemon and on the fake one, at once.
+// eachBlock runs test on the real block daemon, and on the fake one with files
+// and with block special files, at once.
 func eachBlock(t *testing.T, test func(t *testing.T, r *rig, image func(name string) string), change ...func(*snapshotter.Options)) {
 	t.Helper()
 	t.Run("fake", func(t *testing.T) {
@@ -168,6 +169,12 @@ func eachBlock(t *testing.T, test func(t *testing.T, r *rig, image func(name str
 		f := newFake(t)
 		r := newRig(t, f, change...)
 		test(t, r, func(name string) string { return r.image(f, name) })
+	})
+	t.Run("node", func(t *testing.T) {
+		t.Parallel()
+		n := newNode(t)
+		r := newRig(t, n, change...)
+		test(t, r, func(name string) string { return r.image(n.fakeBlock, name) })
 	})
 	t.Run("real", func(t *testing.T) {
 		t.Parallel()

@@ -63,13 +63,19 @@ func (b *realBlock) start() {
 	}
 	opener := registry.New(registry.Options{PlainHTTP: []string{b.remote.Host(), b.other.Host()}})
 	cached := blocks.Opener(opener)
-	b.Daemon = blockd.New(blockd.Options{
-		Exporter: exporter,
+	b.Daemon, err = blockd.New(blockd.Options{
+		StateDir: filepath.Join(b.dir, "state"),
 		Blobs:    fetcher.Schemes{"http": cached, "https": cached, "file": file.Opener{}},
 		Patience: time.Minute,
 		Logger:   slog.New(slog.DiscardHandler),
 		Disk:     image.DiskOptions{Direct: true},
 	})
+	if err == nil {
+		err = b.Start(b.t.Context(), blockd.Exporter{Name: "fuse", Exporter: exporter})
+	}
+	if err != nil {
+		b.t.Fatal(err)
+	}
 	b.close = func() error { return errors.Join(exporter.Close(), blocks.Close(), opener.Close()) }
 }
 

@@ -49,8 +49,10 @@ func (s *Snapshotter) reconcile(ctx context.Context) error {
 	for _, id := range marked {
 		s.dropDead(id, attached[id])
 	}
-	for id := range attached {
-		s.dropIdle(ctx, id, used[id] != nil)
+	for id, a := range attached {
+		if a.State != blockapi.Suspended { // to unmount it might take for ever
+			s.dropIdle(ctx, id, used[id] != nil)
+		}
 	}
 	s.remount(used)
 	return nil
@@ -75,8 +77,11 @@ func (s *Snapshotter) attachments(ctx context.Context) (map[string]blockapi.Atta
 }
 
 // dropDead removes the mount of device id from sight if a, what the daemon has
-// under that id, is not what it is mounted from.
+// under that id, is not what it is mounted from. A suspended device will be.
 func (s *Snapshotter) dropDead(id string, a blockapi.Attachment) {
+	if a.State == blockapi.Suspended {
+		return
+	}
 	dev := blockmount.Device{Path: a.Path, File: a.File}
 	if a.ID != "" && a.State != blockapi.Failed && s.readMark(id) == markOf(dev) {
 		return

@@ -359,7 +359,11 @@ func TestPackages(t *testing.T) {
 		t.Skip("downloads Debian packages")
 	}
 	need.Root(t)
-	sameAsContainerd(t, imageLayers(e2e.Packages(t))...)
+	var layers []layer
+	for _, name := range e2e.Packages(t) {
+		layers = append(layers, fileLayer(name))
+	}
+	sameAsContainerd(t, layers...)
 }
 
 // TestGoldenTars: the layers that the reference was tried with.

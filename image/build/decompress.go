@@ -61,3 +61,9 @@ func (n named) Read(p []byte) (int, error) {
 	}
 	return k, err
 }
+
+// Close has no error of its own: gzip returns that of Read once more.
+func (n named) Close() error {
+	_ = n.ReadCloser.Close()
+	return nil
+}

@@ -120,6 +120,9 @@ func TestDamaged(t *testing.T) {
 			if err == nil || c.want != nil && !errors.Is(err, c.want) && !strings.Contains(err.Error(), c.want.Error()) {
 				t.Errorf("error %v, want %v", err, c.want)
 			}
+			if n := strings.Count(fmt.Sprint(err), "decompress"); n > 1 {
+				t.Errorf("the error says it %d times: %v", n, err)
+			}
 			flat(t, apply(t, chain, blob(good)))
 		})
 	}

@@ -203,6 +203,13 @@ func (w *Writable) Seal(ctx context.Context) error {
 	if err := w.sync(ctx); err != nil {
 		return err
 	}
+	if err := w.seal(); err != nil {
+		return err
+	}
+	return w.closeJournal(true)
+}
+
+func (w *Writable) seal() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closed {

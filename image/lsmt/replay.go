@@ -14,9 +14,11 @@ import (
 
 // OpenWritable opens a writable layer and replays its index.
 //
-// What a crash leaves is repaired: half a record at the end of the index is
-// ignored, and so are records from the first one on that points past the end
-// of the data, since Sync had not returned for them.
+// What a crash leaves is repaired. The records that a process which was killed
+// had not written to the index yet are taken from its journal. Half a record at
+// the end of the index is ignored, and so are records from the first one on
+// that points past the end of the data, since Sync had not returned for them
+// before a power cut.
 func OpenWritable(data, index string, opts OpenOptions) (*Writable, error) {
 	w, err := openWritable(data, index, opts)
 	if err != nil {
@@ -35,7 +37,12 @@ func openWritable(data, index string, opts OpenOptions) (*Writable, error) {
 		return nil, errors.Join(err, d.Close())
 	}
 	w := &Writable{data: d, index: x, indexEnd: headerSize}
-	if err := w.load(); err != nil {
+	err = w.load()
+	if err == nil {
+		w.journal = &journal{name: JournalPath(index), uuid: w.header.UUID}
+		err = w.loadJournal()
+	}
+	if err != nil {
 		return nil, errors.Join(err, d.Close(), x.Close())
 	}
 	return w, nil
@@ -57,6 +64,19 @@ func (w *Writable) load() error {
 		return w.writeHeaders()
 	}
 	return w.loadIndex(st.Size(), size)
+}
+
+// loadJournal replays the journal of a process that was killed.
+func (w *Writable) loadJournal() error {
+	records, found, err := w.journal.load()
+	if err != nil || !found && len(w.pending) == 0 {
+		return err
+	}
+	for _, r := range records {
+		w.extents.insert(r.withTag(0))
+		w.pending = appendRecord(w.pending, r)
+	}
+	return w.journal.create(w.pending)
 }
 
 // loadData reads the data file's header and returns the file's size in bytes.

@@ -19,12 +19,16 @@ import (
 // A write lands in the data file first, its record in memory next; records
 // reach the index file at the next Sync, after the data they point to. So the
 // index never points at bytes that a power cut can take away, and what Sync
-// acknowledged is there. It is safe for concurrent use.
+// acknowledged is there. Until then a journal keeps the records, so that no
+// write that has returned is lost when the process is killed. It is safe for
+// concurrent use.
 type Writable struct {
 	data   *dataFile
 	index  *os.File
 	header Header // virtual size and UUIDs; of the index file when append-only
 	sparse bool
+
+	journal *journal
 
 	mu      sync.RWMutex // guards what follows; never held across I/O
 	extents extents
@@ -86,8 +90,15 @@ func create(data, index string, opts CreateOptions) (w *Writable, err error) {
 	if err != nil {
 		return nil, err
 	}
-	w = &Writable{data: d, index: x, header: h, sparse: opts.Sparse, tail: headerSize, indexEnd: headerSize}
-	if err := w.format(); err != nil {
+	w = &Writable{
+		data: d, index: x, header: h, sparse: opts.Sparse, tail: headerSize, indexEnd: headerSize,
+		journal: &journal{name: JournalPath(index), uuid: h.UUID},
+	}
+	err = w.journal.clear() // of a layer that had the name
+	if err == nil {
+		err = w.format()
+	}
+	if err != nil {
 		return nil, errors.Join(err, x.Close(), os.Remove(index))
 	}
 	return w, nil
@@ -226,11 +237,23 @@ func (w *Writable) punch(off, n int64) error {
 // record inserts the records that each yields. A sparse layer rewriting a
 // sector in place needs no new record.
 func (w *Writable) record(each func(yield func(record))) error {
+	full, err := w.insert(each)
+	if full && err == nil {
+		err = w.sync(context.Background())
+	}
+	return err
+}
+
+// insert reports whether many records are pending.
+func (w *Writable) insert(each func(yield func(record))) (full bool, err error) {
+	w.journal.mu.Lock()
+	defer w.journal.mu.Unlock()
 	w.mu.Lock()
 	if w.closed {
 		w.mu.Unlock()
-		return fs.ErrClosed
+		return false, fs.ErrClosed
 	}
+	before := len(w.pending)
 	each(func(r record) {
 		if w.sparse && w.maps(r) {
 			return
@@ -238,12 +261,13 @@ func (w *Writable) record(each func(yield func(record))) error {
 		w.extents.insert(r)
 		w.pending = appendRecord(w.pending, r)
 	})
-	full := len(w.pending) >= maxPending
+	added := w.pending[before:]
+	full = len(w.pending) >= maxPending
 	w.mu.Unlock()
-	if full {
-		return w.sync(context.Background())
+	if len(added) > 0 {
+		err = w.journal.append(added)
 	}
-	return nil
+	return full, err
 }
 
 // maps reports whether the layer has r already.
@@ -270,13 +294,23 @@ func (w *Writable) sync(ctx context.Context) error {
 	if closed {
 		return fs.ErrClosed
 	}
-	err := w.flush(records)
-	if err != nil { // the next Sync writes them to the same place
+	if err := w.flush(records); err != nil { // the next Sync writes them to the same place
 		w.mu.Lock()
 		w.pending = append(records, w.pending...)
 		w.mu.Unlock()
+		return err
 	}
-	return err
+	return w.trimJournal()
+}
+
+// trimJournal drops what is in the index file from the journal.
+func (w *Writable) trimJournal() error {
+	w.journal.mu.Lock() // no record comes meanwhile
+	defer w.journal.mu.Unlock()
+	w.mu.RLock()
+	pending := w.pending
+	w.mu.RUnlock()
+	return w.journal.trim(pending)
 }
 
 func (w *Writable) flush(records []byte) error {
@@ -328,7 +362,20 @@ func (w *Writable) Close() error {
 	if closed {
 		return nil
 	}
-	return errors.Join(err, w.data.Close(), w.index.Close())
+	return errors.Join(err, w.closeJournal(err == nil), w.data.Close(), w.index.Close())
+}
+
+// closeJournal deletes the journal if the index has all of it.
+func (w *Writable) closeJournal(synced bool) error {
+	w.journal.mu.Lock()
+	defer w.journal.mu.Unlock()
+	if synced {
+		return w.journal.remove()
+	}
+	if w.journal.f == nil {
+		return nil
+	}
+	return w.journal.f.Close()
 }
 
 func syncDir(dir string) error {

@@ -22,11 +22,33 @@ import (
 // are half of its build time.
 const containerdTags = "no_cri,no_btrfs,no_devmapper,no_zfs,no_aufs,no_tracing"
 
+// prebuiltVar names a directory that [Prebuild] has filled, for machines that
+// have no Go.
+const prebuiltVar = "E2E_PREBUILT"
+
+// Prebuild builds all programs that a test otherwise builds when it wants
+// them, and returns their paths.
+func Prebuild(t testing.TB) (programs []string) {
+	t.Helper()
+	dir := t.TempDir()
+	need.GoBuild(t, moduleRoot(t), dir, "./tests/e2e/probe", "./cmd/...")
+	tools := containerdDir(t)
+	programs = []string{filepath.Join(tools, "containerd"), filepath.Join(tools, "containerd-shim-runc-v2")}
+	built, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(programs, built...)
+}
+
 // containerdDir returns a directory that holds containerd and its runc shim:
 // the installed ones if they are of version 2, else the ones that the tools
 // module names.
 func containerdDir(t testing.TB) string {
 	t.Helper()
+	if dir := os.Getenv(prebuiltVar); dir != "" {
+		return dir
+	}
 	if dir, ok := installedContainerd(t.Context()); ok {
 		return dir
 	}
@@ -69,10 +91,32 @@ var buildOnce = sync.OnceValue(func() error {
 // holds them.
 func Bin(t testing.TB) string {
 	t.Helper()
+	if dir := os.Getenv(prebuiltVar); dir != "" {
+		return dir
+	}
 	if err := buildOnce(); err != nil {
 		t.Fatal(err)
 	}
 	return filepath.Join(moduleRoot(t), "bin")
+}
+
+// probeDir returns a directory that holds the program probe and nothing else.
+func probeDir(t testing.TB) string {
+	t.Helper()
+	bin := t.TempDir()
+	dir := os.Getenv(prebuiltVar)
+	if dir == "" {
+		need.GoBuild(t, moduleRoot(t), bin, "./tests/e2e/probe")
+		return bin
+	}
+	program, err := os.ReadFile(filepath.Join(dir, "probe"))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(bin, "probe"), program, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bin
 }
 
 func moduleRoot(t testing.TB) string {

@@ -3,11 +3,7 @@
 package e2e
 
 import (
-	"archive/tar"
-	"context"
-	"errors"
-	"fmt"
-	"io"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -34,9 +30,7 @@ func Synthetic(t testing.TB) Image { return SyntheticFor(t, Platform) }
 // program is still this machine's.
 func SyntheticFor(t testing.TB, p ocispec.Platform) Image {
 	t.Helper()
-	bin := t.TempDir()
-	need.GoBuild(t, moduleRoot(t), bin, "./tests/e2e/probe")
-	base := directory(bin, func(string) bool { return false })
+	base := directory(probeDir(t), func(string) bool { return false })
 	img, err := Build(t.TempDir(), p, []string{"/probe", "hello"}, base, tree, odd, nothing, removed, nothing, readded)
 	if err != nil {
 		t.Fatal(err)
@@ -61,81 +55,54 @@ func Debian(t testing.TB) Image {
 			t.Fatal(err)
 		}
 	})
-	return mustOpen(t, layout)
-}
-
-// Packages returns Python, Node.js and PostgreSQL with all that they need, as
-// Debian packs them: every package is a layer, as its maintainers have written
-// it. They are downloaded in the first run, and not installed.
-func Packages(t testing.TB) Image {
-	t.Helper()
-	layout := need.Cached(t, "packages-"+Platform.Architecture+"-"+samplesVersion, func(layout string) {
-		t.Log("downloading Debian packages: a minute, but only once")
-		root := filepath.Join(tempDir(t), "root")
-		run(t, "", need.Command(t, "debootstrap"), "--variant=minbase", "--download-only", "--include=python3,nodejs,postgresql", "bookworm", root)
-		debs, err := filepath.Glob(filepath.Join(root, "var/cache/apt/archives/*.deb"))
-		if err != nil || len(debs) == 0 {
-			t.Fatalf("debootstrap has downloaded nothing: %v", err)
-		}
-		layers := make([]Layer, len(debs))
-		for i, name := range debs {
-			layers[i] = debian(t.Context(), need.Command(t, "dpkg-deb"), name)
-		}
-		if _, err := Build(layout, Platform, []string{"node", "--version"}, layers...); err != nil {
-			t.Fatal(err)
-		}
-	})
-	return mustOpen(t, layout)
-}
-
-// debian returns the layer of the files of a Debian package.
-func debian(ctx context.Context, dpkg, name string) Layer {
-	return func(w *tar.Writer) (err error) {
-		cmd := exec.CommandContext(ctx, dpkg, "--fsys-tarfile", name)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			return err
-		}
-		if err := cmd.Start(); err != nil {
-			return err
-		}
-		err = copyTar(w, out)
-		if _, rest := io.Copy(io.Discard, out); rest != nil {
-			err = errors.Join(err, rest)
-		}
-		if err = errors.Join(err, cmd.Wait()); err != nil {
-			return fmt.Errorf("package %s: %w", filepath.Base(name), err)
-		}
-		return nil
-	}
-}
-
-// copyTar copies the entries of a tar, in the format that they have.
-func copyTar(w *tar.Writer, from io.Reader) error {
-	for r := tar.NewReader(from); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if err := w.WriteHeader(h); err != nil {
-			return err
-		}
-		if _, err := io.Copy(w, r); err != nil {
-			return err
-		}
-	}
-}
-
-func mustOpen(t testing.TB, layout string) Image {
-	t.Helper()
 	img, err := Open(layout)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return img
+}
+
+// Packages returns the tars of Python, Node.js and PostgreSQL with all that they
+// need, one for every Debian package, as its maintainers have archived it. They
+// are downloaded in the first run, and not installed.
+func Packages(t testing.TB) (tars []string) {
+	t.Helper()
+	dir := need.Cached(t, "debian-packages-"+Platform.Architecture+"-"+samplesVersion, func(dir string) {
+		t.Log("downloading Debian packages: a minute, but only once")
+		root := filepath.Join(tempDir(t), "root")
+		run(t, "", need.Command(t, "debootstrap"), "--variant=minbase", "--download-only",
+			"--include=python3,nodejs,postgresql", "bookworm", root)
+		for _, name := range glob(t, root, "var/cache/apt/archives/*.deb") {
+			unwrap(t, name, filepath.Join(dir, strings.TrimSuffix(filepath.Base(name), "deb")+"tar"))
+		}
+	})
+	return glob(t, dir, "*.tar")
+}
+
+// glob returns the files that pattern matches below dir, one at least.
+func glob(t testing.TB, dir, pattern string) []string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(dir, pattern))
+	if err != nil || len(found) == 0 {
+		t.Fatalf("no %s in %s: %v", pattern, dir, err)
+	}
+	return found
+}
+
+// unwrap writes the tar of a Debian package.
+func unwrap(t testing.TB, deb, name string) {
+	t.Helper()
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var stderr strings.Builder
+	cmd := exec.CommandContext(t.Context(), need.Command(t, "dpkg-deb"), "--fsys-tarfile", deb)
+	cmd.Stdout, cmd.Stderr = f, &stderr
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%v: %v\n%s", cmd.Args, err, &stderr)
+	}
 }
 
 const helloPy = `import sys, os

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,6 +29,10 @@ type Snapshotter struct {
 	proc *Process
 }
 
+// exporterVar chooses how devices reach the kernel; "auto" if it is
+// not set.
+const exporterVar = "E2E_EXPORTER"
+
 const snapshotterConfig = `root = %[1]q
 address = %[2]q
 [log]
@@ -40,6 +45,7 @@ pprof = true
 address = %[5]q
 state_dir = %[6]q
 patience = "30s"
+exporter = %[10]q
 [cache]
 dir = %[7]q
 min_free = "0"
@@ -59,7 +65,7 @@ func startSnapshotter(t testing.TB, e *Env, more string) *Snapshotter {
 	s := &Snapshotter{Dir: e.Dir, Config: filepath.Join(e.Dir, "overlaybd.toml"), t: t, bin: Bin(t)}
 	in := func(name string) string { return filepath.Join(e.Dir, name) }
 	text := fmt.Sprintf(snapshotterConfig, in("snapshotter"), e.SnapshotterSocket(), in("sm.sock"), in("bm.sock"),
-		in("b.sock"), in("blockd"), in("cache"), e.Registry.Host, in("devices"))
+		in("b.sock"), in("blockd"), in("cache"), e.Registry.Host, in("devices"), cmp.Or(os.Getenv(exporterVar), "auto"))
 	if err := os.WriteFile(s.Config, []byte(text+more), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -153,24 +159,43 @@ func (s *Snapshotter) stopBlockd() error {
 	if err != nil {
 		return err
 	}
+	ended, err := signalProcess(pid, unix.SIGTERM)
+	if err == nil && !ended {
+		_, err = signalProcess(pid, unix.SIGKILL)
+		err = errors.Join(fmt.Errorf("overlaybd-blockd did not stop within %v", stopTimeout), err)
+	}
+	return err
+}
+
+// KillBlockd ends the block daemon with SIGKILL, and waits until it is gone.
+func (s *Snapshotter) KillBlockd() {
+	s.t.Helper()
+	pid, err := s.blockdPID()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if ended, err := signalProcess(pid, unix.SIGKILL); err != nil || !ended {
+		s.t.Fatalf("overlaybd-blockd was killed and ended: %v, %v", ended, err)
+	}
+}
+
+// signalProcess sends a signal to a process, and reports whether it ended
+// within stopTimeout.
+func signalProcess(pid int, signal unix.Signal) (ended bool, err error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer unix.Close(fd) //nolint:errcheck // nothing to lose
-	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil {
-		return err
+	if err := unix.PidfdSendSignal(fd, signal, nil, 0); err != nil {
+		return false, err
 	}
-	for range 2 {
+	for {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(stopTimeout/time.Millisecond))
-		if n == 1 {
-			return nil
-		}
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return err
+		if !errors.Is(err, unix.EINTR) {
+			return n == 1, err
 		}
 	}
-	return errors.Join(fmt.Errorf("overlaybd-blockd did not stop within %v", stopTimeout), unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0))
 }
 
 // Get returns a page that a daemon serves beside its metrics, such as

@@ -4,8 +4,8 @@
 // choice, for tests of what the machine's own kernel lacks. It needs neither
 // root nor KVM nor any module on the host.
 //
-// The guest is Debian's kernel and an initramfs that holds an init of our own,
-// the modules asked for, and the programs; see [Guest].
+// The guest is Debian's kernel, an initramfs that holds an init of our own and
+// the modules asked for, and a disk with the programs; see [Guest].
 package vm
 
 import (
@@ -20,6 +20,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -35,33 +36,31 @@ type Guest struct {
 	Modules  []string          // to load, with those they depend on
 	Programs []string          // of the host, to be found under the same path, with their libraries
 	Files    map[string]string // files of the host by their path in the guest
+	Space    int64             // bytes that its disk has free, or more
 	Commands []job.Command
 }
 
-// memory of a guest, in MiB.
-const memory = 1536
+// memory of a guest, in MiB. A hundred TCMU disks take a gigabyte of it: SCSI
+// requests are allocated beforehand.
+const memory = 2560
+
+// rootModules are what the guest reaches its disk with.
+var rootModules = []string{"virtio_pci", "virtio_blk", "ext4"}
 
 // Run boots the guest and copies what its commands print to out. It returns
 // the exit code of the first command that failed, or 0. Dir is for the
 // guest's files; the guest is killed when ctx is done.
 func (g *Guest) Run(ctx context.Context, dir string, out io.Writer) (code int, err error) {
-	initrd := filepath.Join(dir, "initrd")
-	if err := g.writeInitrd(ctx, initrd); err != nil {
+	if err := g.writeInitrd(ctx, filepath.Join(dir, "initrd")); err != nil {
 		return 0, fmt.Errorf("make initramfs: %w", err)
 	}
-	vmlinuz, err := one(filepath.Join(g.Kernel, "boot", "vmlinuz-*"))
+	if err := g.writeDisk(ctx, dir, filepath.Join(dir, "disk")); err != nil {
+		return 0, fmt.Errorf("make disk: %w", err)
+	}
+	cmd, err := g.command(ctx, dir)
 	if err != nil {
 		return 0, err
 	}
-	console := filepath.Join(dir, "console")
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
-		"-machine", "q35", "-accel", "tcg", "-smp", "2", "-m", strconv.Itoa(memory),
-		// Emulated cmpxchg16b crashes kernels now and then.
-		"-cpu", "max,-cx16",
-		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-serial", "file:"+console, "-serial", "stdio",
-		"-kernel", vmlinuz, "-initrd", initrd,
-		"-append", "console=ttyS0 panic=-1 loglevel=5 tsc=reliable no_timer_check mitigations=off nokaslr random.trust_cpu=on")
 	// The guest goes when we do, however we do; the kernel means the thread.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -77,9 +76,27 @@ func (g *Guest) Run(ctx context.Context, dir string, out io.Writer) (code int, e
 	}
 	code, found, err := copyOutput(out, stdout)
 	if err := errors.Join(err, cmd.Wait(), ctx.Err()); err != nil || !found {
-		return 0, errors.Join(fmt.Errorf("guest ended without a result: %s\nits console:\n%s", stderr.Bytes(), tail(console)), err)
+		return 0, errors.Join(fmt.Errorf("guest ended without a result: %s\nits console:\n%s", stderr.Bytes(), tail(filepath.Join(dir, "console"))), err)
 	}
 	return code, nil
+}
+
+// command returns the virtual machine with the files of dir.
+func (g *Guest) command(ctx context.Context, dir string) (*exec.Cmd, error) {
+	vmlinuz, err := one(filepath.Join(g.Kernel, "boot", "vmlinuz-*"))
+	if err != nil {
+		return nil, err
+	}
+	return exec.CommandContext(ctx, "qemu-system-x86_64",
+		"-machine", "q35", "-accel", "tcg", "-smp", "2", "-m", strconv.Itoa(memory),
+		// Emulated cmpxchg16b crashes kernels now and then.
+		"-cpu", "max,-cx16",
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-serial", "file:"+filepath.Join(dir, "console"), "-serial", "stdio",
+		// It is gone after the test: nothing need be written back.
+		"-drive", "if=virtio,format=raw,cache=unsafe,file="+filepath.Join(dir, "disk"),
+		"-kernel", vmlinuz, "-initrd", filepath.Join(dir, "initrd"),
+		"-append", "console=ttyS0 panic=-1 loglevel=5 tsc=reliable no_timer_check mitigations=off nokaslr random.trust_cpu=on"), nil
 }
 
 // copyOutput copies lines up to the one that holds the exit code.
@@ -131,7 +148,7 @@ func (g *Guest) fillInitrd(ctx context.Context, a *archive) error {
 	if err != nil {
 		return err
 	}
-	modules, err := available.resolve(ctx, g.Modules...)
+	modules, err := available.resolve(ctx, append(slices.Clone(rootModules), g.Modules...)...)
 	if err != nil {
 		return err
 	}
@@ -141,40 +158,15 @@ func (g *Guest) fillInitrd(ctx context.Context, a *archive) error {
 		a.file(file, 0o644, m.data)
 		j.Modules = append(j.Modules, file)
 	}
-	if err := addPrograms(ctx, a, g.Programs); err != nil {
-		return err
-	}
-	for name, src := range g.Files {
-		a.host(name, src)
-	}
 	spec, err := json.Marshal(j)
 	if err != nil {
 		return err
 	}
-	for _, dir := range []string{"dev", "proc", "sys", "tmp", "run"} {
-		a.dir(dir)
-	}
+	a.dir("dev")
+	a.dir("root")
 	a.file("job.json", 0o644, spec)
 	a.host("init", g.Init)
 	return a.close()
-}
-
-// addPrograms adds programs of the host and the libraries they are linked
-// with, each under its own path.
-func addPrograms(ctx context.Context, a *archive, programs []string) error {
-	for _, p := range programs {
-		a.host(p, p)
-		out, err := exec.CommandContext(ctx, "ldd", p).Output()
-		if err != nil {
-			return fmt.Errorf("ldd %s: %w", p, err)
-		}
-		for word := range strings.FieldsSeq(string(out)) {
-			if strings.HasPrefix(word, "/") {
-				a.host(word, word)
-			}
-		}
-	}
-	return nil
 }
 
 // one returns the only file that matches pattern.

@@ -139,13 +139,6 @@ func serves(loop *os.File, path string) (flags uint32, ok bool) {
 	return info.Flags, err == nil && info.Device == st.Dev && info.Inode == st.Ino
 }
 
-// HasLoop reports whether a loop device serves the file path, or one that had
-// the name before.
-func HasLoop(path string) (bool, error) {
-	nodes, err := loopsOf(path)
-	return len(nodes) > 0, err
-}
-
 // DetachLoop frees every loop device that serves the file path, or one that had
 // the name before. One in use disappears with its last user.
 func DetachLoop(path string) error {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command init is process 1 of the test guest: it mounts what programs expect,
-// loads the modules and runs the commands that /job.json names, and reports on
-// the second serial port, where the kernel writes nothing.
+// Command init is process 1 of the test guest: it loads the modules that
+// /job.json names, moves to the disk, mounts what programs expect, runs the
+// job's commands, and reports on the second serial port, where the kernel
+// writes nothing.
 package main
 
 import (
@@ -82,10 +83,20 @@ func run(out io.Writer) (code int, err error) {
 	return code, nil
 }
 
+// prepare makes the machine what a program takes for one.
 func prepare(j job.Job) error {
+	for _, name := range j.Modules {
+		if err := load(name); err != nil {
+			return err
+		}
+	}
+	if err := enterDisk(); err != nil {
+		return err
+	}
 	for _, m := range []struct{ kind, dir string }{
 		{"proc", "/proc"},
 		{"sysfs", "/sys"},
+		{"cgroup2", "/sys/fs/cgroup"},
 		{"tmpfs", "/tmp"},
 		{"tmpfs", "/run"},
 	} {
@@ -93,14 +104,51 @@ func prepare(j job.Job) error {
 			return err
 		}
 	}
-	for _, name := range j.Modules {
-		if err := load(name); err != nil {
+	const configfs = "/sys/kernel/config" // there if a module of the job brings it
+	if _, err := os.Stat(configfs); err == nil {
+		if err := mount("configfs", configfs); err != nil {
 			return err
 		}
 	}
-	const configfs = "/sys/kernel/config" // there if a module of the job brings it
-	if _, err := os.Stat(configfs); err == nil {
-		return mount("configfs", configfs)
+	return raiseLoopback()
+}
+
+// enterDisk makes the disk the root file system. The initramfs stays below it,
+// where nobody sees it.
+func enterDisk() error {
+	const disk, root = "/dev/vda", "/root"
+	if err := unix.Mount(disk, root, "ext4", 0, ""); err != nil {
+		return fmt.Errorf("mount %s: %w", disk, err)
+	}
+	if err := unix.Mount("/dev", root+"/dev", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("move /dev: %w", err)
+	}
+	if err := os.Chdir(root); err != nil {
+		return err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("move the root: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return fmt.Errorf("chroot: %w", err)
+	}
+	return os.Chdir("/")
+}
+
+// raiseLoopback brings the network up that leads nowhere else.
+func raiseLoopback() error {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(s) //nolint:errcheck // nothing to lose
+	ifr, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	ifr.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	if err := unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, ifr); err != nil {
+		return fmt.Errorf("raise lo: %w", err)
 	}
 	return nil
 }

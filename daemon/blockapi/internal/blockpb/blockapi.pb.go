@@ -88,6 +88,7 @@ type Attachment struct {
 	Error         string                 `protobuf:"bytes,9,opt,name=error,proto3" json:"error,omitempty"`
 	FetchedBytes  int64                  `protobuf:"varint,10,opt,name=fetched_bytes,json=fetchedBytes,proto3" json:"fetched_bytes,omitempty"`
 	CachedBytes   int64                  `protobuf:"varint,11,opt,name=cached_bytes,json=cachedBytes,proto3" json:"cached_bytes,omitempty"`
+	Exporter      string                 `protobuf:"bytes,12,opt,name=exporter,proto3" json:"exporter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -197,6 +198,13 @@ func (x *Attachment) GetCachedBytes() int64 {
 		return x.CachedBytes
 	}
 	return 0
+}
+
+func (x *Attachment) GetExporter() string {
+	if x != nil {
+		return x.Exporter
+	}
+	return ""
 }
 
 type DetachRequest struct {
@@ -454,7 +462,7 @@ const file_daemon_blockapi_blockapi_proto_rawDesc = "" +
 	"\x1edaemon/blockapi/blockapi.proto\x12\x12overlaybd.block.v1\"<\n" +
 	"\rAttachRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
-	"\tspec_path\x18\x02 \x01(\tR\bspecPath\"\x9b\x02\n" +
+	"\tspec_path\x18\x02 \x01(\tR\bspecPath\"\xb7\x02\n" +
 	"\n" +
 	"Attachment\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
@@ -468,7 +476,8 @@ const file_daemon_blockapi_blockapi_proto_rawDesc = "" +
 	"\x05error\x18\t \x01(\tR\x05error\x12#\n" +
 	"\rfetched_bytes\x18\n" +
 	" \x01(\x03R\ffetchedBytes\x12!\n" +
-	"\fcached_bytes\x18\v \x01(\x03R\vcachedBytes\"\x1f\n" +
+	"\fcached_bytes\x18\v \x01(\x03R\vcachedBytes\x12\x1a\n" +
+	"\bexporter\x18\f \x01(\tR\bexporter\"\x1f\n" +
 	"\rDetachRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x10\n" +
 	"\x0eDetachResponse\"\x14\n" +

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package tcmu_test
+package backendtest
 
 import (
 	"bufio"
@@ -15,38 +15,42 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/overlaybd-go/overlaybd/backend"
-	"github.com/overlaybd-go/overlaybd/backend/backendtest"
-	"github.com/overlaybd-go/overlaybd/backend/tcmu"
 )
 
-// The tests kill processes that serve devices: this test binary, run again.
+// A Survivor is an exporter whose devices outlive the process.
+type Survivor interface {
+	backend.Exporter
+	backend.Recoverer
+	Abandon() error
+	Close() error
+}
+
+// RunRecovery kills processes that serve devices: the test binary, run again.
 
 // roleVar tells a child what to do: "serve <dir>" or "churn <dir>".
-const roleVar = "TCMU_TEST_ROLE"
+const roleVar = "BACKENDTEST_ROLE"
 
-func TestMain(m *testing.M) {
+// Main is TestMain for a package that calls RunRecovery, whose Recovery.New it
+// gets.
+func Main(m *testing.M, mk func(dir string) (Survivor, error)) {
 	role, dir, isChild := strings.Cut(os.Getenv(roleVar), " ")
 	if !isChild {
 		os.Exit(m.Run()) //nolint:forbidigo // this is main
 	}
-	err := map[string]func(dir string) error{"serve": serve, "churn": churn}[role](dir)
+	e, err := mk(dir)
+	if err == nil {
+		err = map[string]func(e Survivor, dir string) error{"serve": serve, "churn": churn}[role](e, dir)
+	}
 	fmt.Fprintln(os.Stderr, "child:", err)
 	os.Exit(1) //nolint:forbidigo // this is main
 }
 
 // serve serves the files of dir, as devices that exist or new ones, until its
 // parent is gone.
-func serve(dir string) error {
-	e, err := tcmu.New(tcmu.Options{})
-	if err != nil {
-		return err
-	}
+func serve(e Survivor, dir string) error {
 	ctx := context.Background()
-	open := func(_ context.Context, id string) (backend.Volume, error) { return openFile(filepath.Join(dir, id)) }
-	if _, err := e.Recover(ctx, open); err != nil {
+	if _, err := e.Recover(ctx, filesOf(dir)); err != nil {
 		return err
 	}
 	files, err := os.ReadDir(dir)
@@ -54,7 +58,7 @@ func serve(dir string) error {
 		return err
 	}
 	for _, f := range files {
-		v, err := openFile(filepath.Join(dir, f.Name()))
+		v, err := OpenFile(filepath.Join(dir, f.Name()))
 		if err != nil {
 			return err
 		}
@@ -73,14 +77,15 @@ func serve(dir string) error {
 	return errors.Join(err, e.Abandon())
 }
 
+// filesOf opens the volumes of dir by their ids.
+func filesOf(dir string) func(context.Context, string) (backend.Volume, error) {
+	return func(_ context.Context, id string) (backend.Volume, error) { return OpenFile(filepath.Join(dir, id)) }
+}
+
 // churn makes and removes devices until it is killed.
-func churn(string) error {
-	e, err := tcmu.New(tcmu.Options{})
-	if err != nil {
-		return err
-	}
+func churn(e Survivor, _ string) error {
 	for i := 0; ; i++ {
-		d, err := e.Export(context.Background(), fmt.Sprintf("churn-%d", i), backendtest.NewMemVolume(1<<20))
+		d, err := e.Export(context.Background(), fmt.Sprintf("churn-%d", i), NewMemVolume(1<<20))
 		if err != nil {
 			return err
 		}
@@ -108,16 +113,11 @@ func startChild(t *testing.T, role, dir string) *child {
 	cmd.Env = append(os.Environ(), roleVar+"="+role+" "+dir)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
+	must(t, cmd.Start())
+	t.Cleanup(func() { _ = cmd.Process.Kill() }) // unless it has ended, as it should
 	return &child{cmd: cmd, out: bufio.NewReader(out), in: in}
 }
 
@@ -135,48 +135,10 @@ func (c *child) line(t *testing.T) string {
 // to answer, so that it is waited for separately.
 func (c *child) kill(t *testing.T) {
 	t.Helper()
-	if err := c.cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, c.cmd.Process.Kill())
 }
 
 func (c *child) wait() {
 	_ = c.cmd.Wait() // it was killed
 	_ = c.in.Close()
 }
-
-// A fileVolume outlives the process that writes it.
-type fileVolume struct {
-	f    *os.File
-	size int64
-}
-
-var _ backend.Writer = (*fileVolume)(nil)
-
-func openFile(name string) (*fileVolume, error) {
-	f, err := os.OpenFile(name, os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	st, err := f.Stat()
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return &fileVolume{f, st.Size()}, nil
-}
-
-func (v *fileVolume) ReadAt(_ context.Context, p []byte, off int64) (int, error) {
-	return v.f.ReadAt(p, off)
-}
-
-func (v *fileVolume) WriteAt(_ context.Context, p []byte, off int64) (int, error) {
-	return v.f.WriteAt(p, off)
-}
-
-func (v *fileVolume) Discard(_ context.Context, off, n int64) error {
-	return unix.Fallocate(int(v.f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
-}
-
-func (v *fileVolume) Sync(context.Context) error { return v.f.Sync() }
-func (v *fileVolume) Size() int64                { return v.size }
-func (v *fileVolume) Close() error               { return v.f.Close() }

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,13 +22,10 @@ import (
 
 // Devices whose layers also lie in a bucket of a real server.
 
-const bucketName = "layers"
-
-// bucketNode returns a node that looks into the bucket of a server first.
-func bucketNode(t *testing.T, change func(*s3.Options)) (*node, *need.S3Server) {
+// bucketNode returns a node that looks into a bucket of the server first.
+func bucketNode(t *testing.T, server *need.S3Server, bucket string, change func(*s3.Options)) *node {
 	t.Helper()
-	server := need.S3(t)
-	server.AddBucket(t, bucketName)
+	server.AddBucket(t, bucket)
 	credentials := filepath.Join(t.TempDir(), "credentials")
 	text := fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", server.AccessKey, server.SecretKey)
 	if err := os.WriteFile(credentials, []byte(text), 0o600); err != nil {
@@ -38,21 +36,21 @@ func bucketNode(t *testing.T, change func(*s3.Options)) (*node, *need.S3Server) 
 	if change != nil {
 		change(&opts)
 	}
-	bucket := s3.New(opts)
-	t.Cleanup(func() { _ = bucket.Close() })
-	rules, err := source.New(source.Rule{Match: "*/test/*", Base: "s3://" + bucketName, Layout: source.OCI, Opener: bucket})
+	opener := s3.New(opts)
+	t.Cleanup(func() { _ = opener.Close() })
+	rules, err := source.New(source.Rule{Match: "*/test/*", Base: "s3://" + bucket, Layout: source.OCI, Opener: opener})
 	if err != nil {
 		t.Fatal(err)
 	}
 	o := quick(20 * time.Second)
 	o.elsewhere = rules.Places
-	return newNodeOf(t, o), server
+	return newNodeOf(t, o)
 }
 
-// fill puts a blob into the bucket under the name of the layer pushed last.
-func (n *node) fill(server *need.S3Server, blob []byte) {
+// fill puts a blob into a bucket under the name of the layer pushed last.
+func (n *node) fill(server *need.S3Server, bucket string, blob []byte) {
 	n.t.Helper()
-	server.AddObject(n.t, bucketName, "blobs/sha256/"+digest.FromBytes(n.blob).Encoded(), blob)
+	server.AddObject(n.t, bucket, "blobs/sha256/"+digest.FromBytes(n.blob).Encoded(), blob)
 }
 
 // wantAll expects the whole device to read as content, to its last byte.
@@ -72,9 +70,10 @@ func wantAll(t *testing.T, device string, content []byte) {
 // TestBucketInPlaceOfRegistry attaches and reads an image whose registry is
 // down; while the bucket is gone the registry, back again, takes its place.
 func TestBucketInPlaceOfRegistry(t *testing.T) {
-	n, server := bucketNode(t, nil)
+	server := need.S3(t)
+	n := bucketNode(t, server, "layers", nil)
 	v, content := n.push()
-	n.fill(server, n.blob)
+	n.fill(server, "layers", n.blob)
 	n.registry.SetDown(true)
 	n.registry.ResetLog()
 	device := n.attach("1", n.save("1", v)).Path
@@ -82,7 +81,7 @@ func TestBucketInPlaceOfRegistry(t *testing.T) {
 	if got := len(n.registry.Log()); got != 0 {
 		t.Errorf("%d requests to the registry", got)
 	}
-	server.RemoveBucket(t, bucketName)
+	server.RemoveBucket(t, "layers")
 	n.registry.SetDown(false)
 	wantAll(t, device, content)
 	if len(n.registry.Log()) == 0 {
@@ -93,6 +92,9 @@ func TestBucketInPlaceOfRegistry(t *testing.T) {
 // TestBadBucket: whatever is wrong with the bucket, the device reads what the
 // registry has.
 func TestBadBucket(t *testing.T) {
+	// One server, as a process that is being started holds the files that are
+	// open, those of other tests' devices too.
+	server := need.S3(t)
 	hanging := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
 	t.Cleanup(func() {
 		hanging.CloseClientConnections()
@@ -119,10 +121,11 @@ func TestBadBucket(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			n, server := bucketNode(t, c.change)
+			bucket := strings.ReplaceAll(name, " ", "-")
+			n := bucketNode(t, server, bucket, c.change)
 			v, content := n.push()
 			if c.object != nil {
-				n.fill(server, c.object(n.blob))
+				n.fill(server, bucket, c.object(n.blob))
 			}
 			device := n.attach("1", n.save("1", v)).Path
 			wantAll(t, device, content)

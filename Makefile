@@ -34,7 +34,7 @@ bench: ## run the benchmarks; ratios are within one run
 	$(GO) test -run '^$$' -bench . -benchmem -timeout 30m ./...
 
 bench-vm: ## compare the devices of every exporter, in QEMU
-	REQUIRE=qemu VMFLAGS='-test.run=^$$ -test.bench=Read -test.benchtime=5x' $(GO) test -count=1 -v -timeout 30m -run TestGuests/.*6.12 ./tests/vm
+	REQUIRE=qemu VMFLAGS='-test.run=^$$ -test.bench=Kinds -test.benchtime=3x' $(GO) test -count=1 -v -timeout 30m -run TestGuests/.*6.12 ./tests/vm
 
 proto: ## regenerate the block API's gRPC code; needs protoc 3.21
 	GOBIN=$(CURDIR)/bin $(GO) install google.golang.org/protobuf/cmd/protoc-gen-go

@@ -5,7 +5,6 @@ package ublk
 import (
 	"errors"
 	"fmt"
-	"runtime"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -174,17 +173,10 @@ func (q *queue) take() error {
 	q.asleep = false
 	stopping := q.stopping
 	q.mu.Unlock()
-	began := false
 	for {
 		user, result, ok := q.ring.Completion()
 		switch {
 		case !ok:
-			if began {
-				// Before the thread waits in the kernel others shall have its
-				// share of the processors; short requests are then answered by
-				// the time it goes on, and need not wake it.
-				runtime.Gosched()
-			}
 			return nil
 		case user == wakeUser:
 			q.ring.Read(q.wake, &q.word, wakeUser)
@@ -196,7 +188,6 @@ func (q *queue) take() error {
 			q.left++
 		default: // even the last tag of a queue that stops, lest none be left to notice by
 			q.begin(&q.slots[user])
-			began = true
 		}
 	}
 }

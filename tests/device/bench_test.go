@@ -46,10 +46,10 @@ type cost struct {
 	server float64 // of these, of the process that serves the devices
 }
 
-// BenchmarkRead has fio read a file over a device of every kind, which this
+// BenchmarkKinds has fio read a file over a device of every kind, which this
 // process serves, and over the kernel's loop device, in turns. The file is in
 // memory: what is compared is the way from the reader to the bytes and back.
-func BenchmarkRead(b *testing.B) {
+func BenchmarkKinds(b *testing.B) {
 	need.Root(b)
 	need.Command(b, "fio")
 	contenders := contend(b)

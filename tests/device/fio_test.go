@@ -42,6 +42,6 @@ func verify(t *testing.T, disk string, depth, jobs int, args ...string) {
 		fmt.Sprintf("--iodepth=%d", depth), fmt.Sprintf("--numjobs=%d", jobs),
 		fmt.Sprintf("--size=%d", size), fmt.Sprintf("--offset_increment=%d", size),
 		"--bsrange=512-128k", "--verify=crc32c", "--verify_interval=512", "--verify_fatal=1",
-		"--allrandrepeat=0", "--group_reporting",
+		"--verify_state_save=0", "--allrandrepeat=0", "--group_reporting",
 	}, args...)...)
 }

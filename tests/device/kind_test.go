@@ -40,7 +40,7 @@ type kind struct {
 var kinds = []kind{
 	{
 		name:  "fuse",
-		lacks: lacksFUSE,
+		lacks: fuse.Available,
 		start: func(dir string) (exporter, error) {
 			e, err := fuse.New(fuse.Options{Dir: dir})
 			return &looped{e}, err
@@ -57,17 +57,6 @@ var kinds = []kind{
 		lacks: ublk.Available,
 		start: func(dir string) (exporter, error) { return ublk.New(ublk.Options{Dir: dir}) },
 	},
-}
-
-func lacksFUSE() error {
-	for _, name := range []string{"/dev/fuse", "/dev/loop-control"} {
-		f, err := os.OpenFile(name, os.O_RDWR, 0)
-		if err != nil {
-			return err
-		}
-		_ = f.Close()
-	}
-	return nil
 }
 
 // each runs a test for every kind that the machine has means for.

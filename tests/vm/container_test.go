@@ -13,7 +13,7 @@ import (
 
 // containerTests are those of tests/e2e that run in a guest. What they run
 // there is slow.
-const containerTests = "^(TestConvertAndRun|TestSnapshotterKilled)$/^(\\[\\]|convert)$"
+const containerTests = "^(TestConvertAndRun|TestBlockdKilled)$/^(\\[\\]|convert)$"
 
 // TestContainers converts an image and runs containers of it in a guest, over
 // the exporters that its kernel has and the host's may lack.
@@ -32,7 +32,7 @@ func TestContainers(t *testing.T) {
 	for _, program := range e2e.Prebuild(t) {
 		guest.Files["/prebuilt/"+filepath.Base(program)] = program
 	}
-	for _, exporter := range []string{"fuse"} {
+	for _, exporter := range []string{"tcmu", "ublk"} {
 		guest.Commands = append(guest.Commands, job.Command{
 			Args: append([]string{"/tests/e2e", "-test.run=" + containerTests}, flags("tests/e2e")...),
 			Env: []string{

@@ -55,7 +55,7 @@ func (b *Blob) fetch(ctx, life context.Context, off, n int64) (*rangeget.Answer,
 // get sends one request for bytes [off, off+n) to u. Nobody but the host of
 // the file's own URL sees the credential.
 func (b *Blob) get(ctx, life context.Context, u *url.URL, off, n int64) (*rangeget.Answer, error) {
-	w := rangeget.Watch{Header: b.o.opts.HeaderTimeout, Idle: b.o.opts.IdleTimeout}
+	w := rangeget.Watch{Header: b.o.opts.HeaderTimeout, Idle: b.o.opts.IdleTimeout, Pace: rangeget.SourcePace}
 	return w.Do(ctx, life, u, func(ctx context.Context) (*http.Response, error) {
 		req := (&http.Request{Method: http.MethodGet, URL: u, Host: u.Host, Header: http.Header{
 			"Range":           {fmt.Sprintf("bytes=%d-%d", off, off+n-1)},

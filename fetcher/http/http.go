@@ -29,7 +29,7 @@ type Options struct {
 
 	DialTimeout   time.Duration // for a connection; default 10 s
 	HeaderTimeout time.Duration // from the request to its answer's header, dialling included; default 30 s
-	IdleTimeout   time.Duration // between two bytes of a body; default 30 s
+	IdleTimeout   time.Duration // for the next 16 KiB of a body; default 30 s
 }
 
 func (o Options) withDefaults() Options {

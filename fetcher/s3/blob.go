@@ -77,7 +77,7 @@ func (b *Blob) pinned(a *rangeget.Answer) (*rangeget.Answer, error) {
 
 // ask sends one request for bytes [off, off+n).
 func (b *Blob) ask(ctx, life context.Context, c *client, off, n int64) (a *rangeget.Answer, no *refusal, err error) {
-	w := rangeget.Watch{Header: b.o.opts.HeaderTimeout, Idle: b.o.opts.IdleTimeout}
+	w := rangeget.Watch{Header: b.o.opts.HeaderTimeout, Idle: b.o.opts.IdleTimeout, Pace: rangeget.SourcePace}
 	var denied error
 	a, err = w.Do(ctx, life, &url.URL{Scheme: "s3", Host: b.bucket}, func(ctx context.Context) (*http.Response, error) {
 		if err := c.identify(ctx); err != nil {

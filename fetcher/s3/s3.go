@@ -44,7 +44,7 @@ type Options struct {
 
 	DialTimeout   time.Duration // for a connection; default 10 s
 	HeaderTimeout time.Duration // until an answer's header, finding credentials and dialling included; default 30 s
-	IdleTimeout   time.Duration // between two bytes of a body; default 30 s
+	IdleTimeout   time.Duration // for the next 16 KiB of a body; default 30 s
 }
 
 func (o Options) withDefaults() Options {

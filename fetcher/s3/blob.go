@@ -52,6 +52,7 @@ func (b *Blob) fetch(ctx, life context.Context, off, n int64) (*rangeget.Answer,
 		if no == nil {
 			return b.pinned(a)
 		}
+		a.Discard()
 		r := no.remedy(b.o.region(b.bucket))
 		if tried[r] {
 			return nil, no.err(b.o.opts.Anonymous)

@@ -48,6 +48,7 @@ type Config struct {
 	TCMU     TCMU     `toml:"tcmu"`
 	Ublk     Ublk     `toml:"ublk"`
 	Fuse     Fuse     `toml:"fuse"`
+	Sources  []Source `toml:"source"` // [[source]], in the order in which they are tried
 }
 
 // Log says what is logged, and how.

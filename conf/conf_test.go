@@ -71,6 +71,11 @@ size = "3 TiB"
 fetch_timeout = "1m30s"
 [registry]
 plain_http = ["reg.example:5000"]
+[[source]]
+match = "a"
+[[source]]
+match = "b"
+timeout = "7s"
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -81,6 +86,7 @@ plain_http = ["reg.example:5000"]
 	want.Cache.Size = 3 << 40
 	want.Cache.FetchTimeout = conf.Duration(90 * time.Second)
 	want.Registry.PlainHTTP = []string{"reg.example:5000"}
+	want.Sources = []conf.Source{{Match: "a", Timeout: conf.Duration(5 * time.Second)}, {Match: "b", Timeout: conf.Duration(7 * time.Second)}}
 	if diff := cmp.Diff(want, cfg); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -95,6 +101,8 @@ func TestDecodeErrors(t *testing.T) {
 		{"unknown table", "\n[caches]\nsize = 1\n", []string{"line 2: unknown key caches", "line 3: unknown key caches.size"}},
 		{"dotted", "cache.siz = 1", []string{"line 1: unknown key cache.siz"}},
 		{"inline", "a = 1\ncache = {size = 1, x = 2}", []string{"line 1: unknown key a", "line 2: unknown key cache.x"}},
+		{"unknown in a source", "[[source]]\nmatch = \"a\"\n[[source]]\nbuckt = \"b\"", []string{"unknown key source.buckt"}},
+		{"one source", "[source]\nmatch = \"a\"", []string{"source"}},
 		{"other case", "root = \"/a\"\nRoot = \"/b\"", []string{"unknown key Root"}},
 		{"all unknown", "[x]\n" + numbered(3000), []string{"line 2: unknown key x.k0"}},
 		{"odd name", "\"\" = 1\n\"a,b\" = 2", []string{`unknown key ""`, `unknown key "a,b"`}},
@@ -189,6 +197,8 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Add(sample)
 	f.Add([]byte("cache = {size = \"1KiB\"}\n[registry]\nplain_http = [\"a\", \"b:1\"]"))
+	f.Add([]byte("[[source]]\nmatch = \"a/*\"\ntimeout = \"0s\"\n[[source]]"))
+	f.Add([]byte("source = []"))
 	f.Add([]byte("[[cache]]\nsize = 1"))
 	f.Add([]byte("\"a\\\"b\".c = 1979-05-27"))
 	f.Fuzz(func(t *testing.T, doc []byte) {

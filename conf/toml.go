@@ -36,6 +36,7 @@ func Decode(r io.Reader) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	cfg.Sources = withDefaults(cfg.Sources)
 	var unknown []error
 	for _, key := range md.Keys() {
 		if len(unknown) < maxUnknown && !knows(reflect.TypeFor[Config](), key, "toml", exactly) {
@@ -56,6 +57,9 @@ func exactly(a, b string) bool { return a == b }
 func knows(t reflect.Type, key []string, tag string, same func(a, b string) bool) bool {
 	if len(key) == 0 {
 		return true
+	}
+	if t.Kind() == reflect.Slice {
+		t = t.Elem() // [[source]]
 	}
 	if t.Kind() != reflect.Struct {
 		return false
@@ -111,6 +115,13 @@ func (c *Config) WriteTOML(w io.Writer) error {
 			}
 		}
 		_, _ = out.Write(line) // Flush tells
+	}
+	if len(c.Sources) > 0 { // of which the sample has none
+		text, err := toml.Marshal(map[string]any{"source": c.Sources})
+		if err != nil {
+			return fmt.Errorf("write sources: %w", err)
+		}
+		_, _ = out.Write(append([]byte("\n"), text...))
 	}
 	return out.Flush()
 }

@@ -42,6 +42,9 @@ func (c *Config) Validate() error {
 	c.Blockd.validate(&p)
 	c.Cache.validate(&p)
 	c.Registry.validate(&p)
+	for i, s := range c.Sources {
+		s.validate(&p, fmt.Sprintf("source[%d].", i), c.Cache.FetchTimeout)
+	}
 	c.TCMU.validate(&p)
 	p.between("ublk.queues", c.Ublk.Queues, 0, 4096) // the driver's limits
 	p.between("ublk.queue_depth", c.Ublk.QueueDepth, 1, 4096)

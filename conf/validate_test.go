@@ -37,6 +37,14 @@ func other() *conf.Config {
 		TCMU: conf.TCMU{QueueDepth: 1, DataArea: 1 << 20, CommandTimeout: conf.Duration(time.Second), DiskTimeout: conf.Duration(time.Minute)},
 		Ublk: conf.Ublk{Queues: 2, QueueDepth: 32},
 		Fuse: conf.Fuse{Dir: "/f", MaxBackground: 12},
+		Sources: []conf.Source{
+			{
+				Match: "a/*", Kind: "s3", Layout: "oci", Timeout: conf.Duration(time.Millisecond), Bucket: "b", Prefix: "p/q", Endpoint: "http://s:9000",
+				Region: "r", PathStyle: true, RequesterPays: true, Profile: "me", CredentialsFile: "/cred",
+			},
+			{Match: "*", Kind: "s3", Layout: "flat", Timeout: conf.Duration(time.Millisecond), Bucket: "b", Anonymous: true},
+			{Match: "c", Kind: "http", Layout: "distribution", Timeout: conf.Duration(time.Millisecond), URL: "https://cdn/x?a=b"},
+		},
 	}
 }
 
@@ -76,6 +84,17 @@ func TestValidate(t *testing.T) {
 		{"metrics", func(c *conf.Config) { c.Metrics.SnapshotterAddress, c.Metrics.BlockdAddress = "9863", "a:b" }, []string{"metrics.snapshotter_address", "metrics.blockd_address"}},
 		{"metrics shared", func(c *conf.Config) { c.Metrics.SnapshotterAddress, c.Metrics.BlockdAddress = ":1", ":1" }, []string{"metrics.blockd_address"}},
 		{"pprof nowhere", func(c *conf.Config) { c.Metrics.Pprof = true }, []string{"metrics.pprof"}},
+		{"source", func(c *conf.Config) { c.Sources = []conf.Source{{}} }, []string{"source[0].match", "source[0].layout", "source[0].timeout", "source[0].kind"}},
+		{"sources", func(c *conf.Config) {
+			c.Sources = other().Sources
+			s := c.Sources
+			s[0].Bucket, s[0].Endpoint, s[0].Region, s[0].CredentialsFile, s[0].URL = "b/c", "s3.example", "a/b", "cred", "https://h"
+			s[1].Profile, s[1].Timeout = "me", c.Cache.FetchTimeout
+			s[2].URL, s[2].Bucket, s[2].Match = "https://u:p@h", "b", "https://h/x"
+		}, []string{
+			"source[0].bucket", "source[0].url", "source[0].endpoint", "source[0].region", "source[0].credentials_file",
+			"source[1].timeout", "source[1].anonymous", "source[2].match", "source[2].url", "source[2].kind",
+		}},
 		{"negative", func(c *conf.Config) {
 			c.Tenant, c.RootfsQuota, c.Blockd.Patience, c.Blockd.MemoryLimit = -2, -1, -1, -1
 			c.Cache.MinFree, c.Registry.RetryBudget, c.Registry.BackgroundRate = -1, -1, -1

@@ -27,6 +27,10 @@ var floors = []struct {
 	{"backend", nil},
 	// 1 parts
 	{"fetcher/fetchertest", []string{"fetcher"}},
+	{"fetcher/registry", []string{"fetcher", "fetcher/rangeget"}},
+	{"fetcher/http", []string{"fetcher", "fetcher/rangeget"}},
+	{"fetcher/s3", []string{"fetcher", "fetcher/rangeget"}},
+	{"fetcher/source", []string{"fetcher", "fetcher/mirror", "fetcher/registry"}},
 	{"fetcher/*", []string{"fetcher"}},
 	{"cache", []string{"fetcher"}},
 	{"backend/ublk/internal/driver", []string{"backend/ublk/internal/uring"}},
@@ -71,6 +75,7 @@ var confined = map[string][]string{
 	"modernc.org/sqlite":                  {"image/convert/dedup"},
 	"github.com/containerd/containerd/v2": {"fetcher/*", "daemon/snapshotter", "cmd/*", "image/convert", "image/convert/archive", "image/convert/remote", "tests/*"},
 	"github.com/mdlayher/":                {"backend/tcmu/*"},
+	"github.com/aws/":                     {"fetcher/s3"},
 	"google.golang.org/grpc":              {"daemon/blockapi", "daemon/blockapi/*", "daemon/snapshotter", "cmd/*", "tests/*"},
 }
 

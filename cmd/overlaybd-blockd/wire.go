@@ -17,7 +17,6 @@ import (
 	"github.com/overlaybd-go/overlaybd/daemon"
 	"github.com/overlaybd-go/overlaybd/daemon/blockd"
 	"github.com/overlaybd-go/overlaybd/fetcher"
-	"github.com/overlaybd-go/overlaybd/fetcher/auth"
 	"github.com/overlaybd-go/overlaybd/fetcher/file"
 	"github.com/overlaybd-go/overlaybd/fetcher/limit"
 	"github.com/overlaybd-go/overlaybd/fetcher/mirror"
@@ -36,6 +35,7 @@ type node struct {
 	exporters exporters
 	cache     *cache.Cache
 	remote    *registry.Opener
+	sources   []io.Closer // of the configuration's other sources
 }
 
 // wire builds a node from the bottom up.
@@ -60,9 +60,13 @@ func (n *node) wire(ctx context.Context, cfg *conf.Config, log *slog.Logger) (er
 		return err
 	}
 	n.metrics.MustRegister(stats)
+	blobs, err := n.blobs(cfg)
+	if err != nil {
+		return err
+	}
 	n.blockd, err = blockd.New(blockd.Options{
 		StateDir: cfg.Blockd.StateDir,
-		Blobs:    n.blobs(cfg),
+		Blobs:    blobs,
 		Patience: time.Duration(cfg.Blockd.Patience),
 		Logger:   log,
 		Disk:     image.DiskOptions{Direct: true},
@@ -75,17 +79,23 @@ func (n *node) wire(ctx context.Context, cfg *conf.Config, log *slog.Logger) (er
 }
 
 // blobs returns the tower of openers. From the top: bytes come from the cache;
-// what is missing is tried again for seconds, each try at the mirrors and then
-// the origin, where it takes its turn among the requests to that host.
-func (n *node) blobs(cfg *conf.Config) fetcher.Opener {
+// what is missing is tried again for seconds, each try at the configuration's
+// other sources, the mirrors and then the origin, where it takes its turn among
+// the requests to that host.
+func (n *node) blobs(cfg *conf.Config) (fetcher.Opener, error) {
 	limited := limit.New(n.remote, limit.Options{
 		PerHost:        cfg.Registry.MaxPerHost,
 		BackgroundRate: int64(cfg.Registry.BackgroundRate),
 	})
-	mirrored := mirror.New(n.remote, limited, mirror.Options{})
+	rules, closers, err := newSources(cfg, limited)
+	n.sources = closers
+	if err != nil {
+		return nil, err
+	}
+	mirrored := mirror.New(n.remote, limited, mirror.Options{Elsewhere: rules.Places})
 	retried := retry.New(mirrored, retry.Options{Budget: time.Duration(cfg.Registry.RetryBudget)})
 	cached := n.cache.Opener(retried)
-	return fetcher.Schemes{"https": cached, "http": cached, "file": file.Opener{}}
+	return fetcher.Schemes{"https": cached, "http": cached, "file": file.Opener{}}, nil
 }
 
 func newRegistry(cfg *conf.Config) *registry.Opener {
@@ -93,7 +103,7 @@ func newRegistry(cfg *conf.Config) *registry.Opener {
 	return registry.New(registry.Options{
 		HostsDir:    r.HostsDir,
 		PlainHTTP:   r.PlainHTTP,
-		Credentials: auth.Chain{auth.File(r.CredFile), auth.Docker(r.DockerConfig)},
+		Credentials: credentials(cfg),
 		UserAgent:   r.UserAgent,
 		DialTimeout: time.Duration(r.DialTimeout),
 		IdleTimeout: time.Duration(r.IdleTimeout),
@@ -122,6 +132,9 @@ func (n *node) close() error {
 	}
 	if n.remote != nil {
 		errs = append(errs, n.remote.Close())
+	}
+	for _, s := range n.sources {
+		errs = append(errs, s.Close())
 	}
 	if n.lock != nil {
 		errs = append(errs, n.lock.Close())

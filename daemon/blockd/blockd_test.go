@@ -42,6 +42,7 @@ type node struct {
 	t        *testing.T
 	dir      string
 	registry *fetchertest.Registry
+	blob     []byte // the layer that was pushed last
 }
 
 // nodeOptions are what tests set of a node's parts.
@@ -51,6 +52,8 @@ type nodeOptions struct {
 	retry    retry.Options
 	cache    cache.Options
 	patience time.Duration
+
+	elsewhere func(fetcher.Ref) []mirror.Place
 }
 
 func newNode(t *testing.T) *node {
@@ -74,7 +77,7 @@ func newNodeOf(t *testing.T, o nodeOptions) *node {
 	}
 	o.remote.PlainHTTP = []string{n.registry.Host()}
 	remote := registry.New(o.remote)
-	mirrored := mirror.New(remote, limit.New(remote, limit.Options{}), mirror.Options{})
+	mirrored := mirror.New(remote, limit.New(remote, limit.Options{}), mirror.Options{Elsewhere: o.elsewhere})
 	cached := blocks.Opener(retry.New(mirrored, o.retry))
 	n.Daemon, err = blockd.New(blockd.Options{
 		StateDir: filepath.Join(n.dir, "state"),

@@ -72,7 +72,8 @@ func (n *node) push() (v *spec.Volume, content []byte) {
 	if err := errors.Join(err, w.Close()); err != nil {
 		n.t.Fatal(err)
 	}
-	ref := n.registry.AddBlob("test/image", blob.Bytes())
+	n.blob = blob.Bytes()
+	ref := n.registry.AddBlob("test/image", n.blob)
 	lower := spec.Lower{Digest: ref.Digest, Size: ref.Size}
 	return &spec.Volume{RepoBlobURL: strings.TrimSuffix(ref.URL, "/"+ref.Digest.String()), Lowers: []spec.Lower{lower}}, content
 }

@@ -60,7 +60,12 @@ type Options struct {
 
 // An Opener opens blobs whose requests are bounded.
 type Opener struct {
-	next  fetcher.Opener
+	next fetcher.Opener
+	*bounds
+}
+
+// bounds are what the Openers made of one have in common.
+type bounds struct {
 	share [classes]int // of the slots of a host: for a class and all below it
 	rate  *rate.Limiter
 
@@ -79,12 +84,16 @@ func New(next fetcher.Opener, opts Options) *Opener {
 		n = 32
 	}
 	n = max(n, 2)
-	o := &Opener{next: next, share: [classes]int{n, max(n/2, 1), max(n/4, 1)}, hosts: map[string]*queue{}}
+	o := &Opener{next, &bounds{share: [classes]int{n, max(n/2, 1), max(n/4, 1)}, hosts: map[string]*queue{}}}
 	if opts.BackgroundRate > 0 {
 		o.rate = rate.NewLimiter(rate.Limit(opts.BackgroundRate), burst)
 	}
 	return o
 }
+
+// Over returns an Opener that bounds the requests of another next Opener, and
+// counts them together with those of o.
+func (o *Opener) Over(next fetcher.Opener) *Opener { return &Opener{next, o.bounds} }
 
 // burst is how many bytes a Background read may get ahead of its rate, and the
 // most it reads at once: 64 KiB are 20 ms of a 25 Mb/s link.

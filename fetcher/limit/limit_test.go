@@ -314,3 +314,27 @@ func TestBackgroundRate(t *testing.T) {
 		})
 	}
 }
+
+// TestOverSharesSlots: what is read of a host by way of one Opener counts
+// against the other.
+func TestOverSharesSlots(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := &source{content: []byte("x"), gate: make(chan struct{})}, &source{content: []byte("x"), gate: make(chan struct{})}
+		o := limit.New(a, limit.Options{PerHost: 3})
+		var wg sync.WaitGroup
+		for _, o := range []*limit.Opener{o, o.Over(b)} {
+			blob, err := o.Open(t.Context(), fetcher.Ref{URL: "https://host/x", Size: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			start(t, &wg, blob, limit.Demand, 2)
+			synctest.Wait()
+		}
+		if x, y := a.inFlight()[limit.Demand], b.inFlight()[limit.Demand]; x != 2 || y != 1 {
+			t.Errorf("%d and %d reads in flight, want 2 and the one slot left", x, y)
+		}
+		close(a.gate)
+		close(b.gate)
+		wg.Wait()
+	})
+}

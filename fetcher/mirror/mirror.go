@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package mirror reads a blob wherever it can be had: at the mirrors of its
-// registry in their order, then at the origin. A place that fails is passed
-// over for a while.
+// Package mirror reads a blob wherever it can be had: at places outside its
+// registry that Options name, at the mirrors of its registry in their order,
+// then at the origin. A place that fails is passed over for a while.
 //
 // It belongs between retry and limit:
 //
@@ -24,6 +24,7 @@ import (
 	"io"
 	"io/fs"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,8 +38,19 @@ type Source interface {
 	Mirrors(ctx context.Context, ref fetcher.Ref) ([]fetcher.Ref, error)
 }
 
+// A Place is somewhere outside its registry where a blob can be had.
+type Place struct {
+	Name   string // what temporary failures are counted against
+	Ref    fetcher.Ref
+	Opener fetcher.Opener // of Ref
+}
+
 // Options of an Opener. The zero value is good.
 type Options struct {
+	// Elsewhere returns places that are tried before those of the Source, best
+	// first. Nil means none.
+	Elsewhere func(ref fetcher.Ref) []Place
+
 	// Penalty is how long a place that failed is passed over. Then one read
 	// tries it, and the others go on passing it over until that read is back.
 	// Default 30 s.
@@ -68,59 +80,82 @@ func New(src Source, next fetcher.Opener, opts Options) *Opener {
 // Open opens ref at every place. Where ref.Size is unknown, the first place
 // that can be asked tells it.
 func (o *Opener) Open(ctx context.Context, ref fetcher.Ref) (fetcher.Blob, error) {
-	refs, err := o.src.Mirrors(ctx, ref)
+	places, err := o.places(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
-	if len(refs) == 1 {
-		return o.next.Open(ctx, refs[0])
+	if len(places) == 1 {
+		return places[0].open(ctx)
 	}
-	b := &Blob{size: ref.Size}
-	for _, r := range refs {
-		b.places = append(b.places, &place{ref: r, host: o.host(r.URL), own: &penalty{length: o.opts.Penalty}})
-	}
+	b := &Blob{size: ref.Size, all: places, places: places}
 	if ref.Size == 0 {
-		if err := b.probe(ctx, o.next); err != nil {
+		if err := b.probe(ctx); err != nil {
 			return nil, err
 		}
 	}
-	if err := b.openAll(ctx, o.next); err != nil {
+	if err := b.openAll(ctx); err != nil {
 		return nil, err
 	}
 	return b, nil
 }
 
-// host returns the penalty that all blobs of a URL's host share.
-func (o *Opener) host(rawURL string) *penalty {
-	var host string
-	if u, err := url.Parse(rawURL); err == nil {
-		host = u.Host
+// places returns where ref can be had, best first and the origin last.
+func (o *Opener) places(ctx context.Context, ref fetcher.Ref) ([]*place, error) {
+	refs, err := o.src.Mirrors(ctx, ref)
+	if err != nil {
+		return nil, err
 	}
+	var places []*place
+	add := func(r fetcher.Ref, opener fetcher.Opener, host string) {
+		own := &penalty{length: o.opts.Penalty}
+		places = append(places, &place{ref: r, opener: opener, host: o.host(host), own: own})
+	}
+	if o.opts.Elsewhere != nil {
+		for _, p := range o.opts.Elsewhere(ref) {
+			add(p.Ref, p.Opener, "place "+p.Name)
+		}
+	}
+	for _, r := range refs {
+		var host string
+		if u, err := url.Parse(r.URL); err == nil {
+			host = u.Host
+		}
+		add(r, o.next, host)
+	}
+	return places, nil
+}
+
+// host returns the penalty that all blobs at a host share.
+func (o *Opener) host(name string) *penalty {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	p := o.hosts[host]
+	p := o.hosts[name]
 	if p == nil {
 		p = &penalty{length: o.opts.Penalty}
-		o.hosts[host] = p
+		o.hosts[name] = p
 	}
 	return p
 }
 
 // A Blob is a blob at several places.
 type Blob struct {
-	places []*place // best first
-	size   int64
+	size int64
+	all  []*place // for Close
+
+	mu     sync.Mutex // guards places
+	places []*place   // best first; at least the last of all
 }
 
 var (
 	_ fetcher.Blob        = (*Blob)(nil)
 	_ fetcher.RangeReader = (*Blob)(nil)
+	_ fetcher.Dropper     = (*Blob)(nil)
 )
 
 // probe opens the blob at one place, for its size.
-func (b *Blob) probe(ctx context.Context, next fetcher.Opener) error {
+func (b *Blob) probe(ctx context.Context) error {
 	return b.try(ctx, func(p *place) error {
-		blob, err := next.Open(ctx, p.ref)
+		blob, err := p.open(ctx)
 		if err == nil {
 			p.blob, b.size = blob, blob.Size()
 		}
@@ -130,14 +165,14 @@ func (b *Blob) probe(ctx context.Context, next fetcher.Opener) error {
 
 // openAll opens the blob wherever it is not open yet, and forgets the places
 // where that fails. One is enough; a blob of no bytes needs no second.
-func (b *Blob) openAll(ctx context.Context, next fetcher.Opener) error {
+func (b *Blob) openAll(ctx context.Context) error {
 	var open []*place
 	var last error
 	for _, p := range b.places {
 		if p.blob == nil && b.size > 0 {
 			var blob fetcher.Blob
 			p.ref.Size = b.size
-			if blob, last = next.Open(ctx, p.ref); last == nil {
+			if blob, last = p.open(ctx); last == nil {
 				p.blob = blob
 			}
 		}
@@ -145,7 +180,7 @@ func (b *Blob) openAll(ctx context.Context, next fetcher.Opener) error {
 			open = append(open, p)
 		}
 	}
-	b.places = open
+	b.all, b.places = open, open
 	if len(open) == 0 {
 		return last
 	}
@@ -188,13 +223,29 @@ func (b *Blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, erro
 	return s, nil
 }
 
+// Drop says that bytes read were wrong. The best place without a penalty is
+// likely to have given them, and is not asked for this blob again. The last
+// one stays: there may be nothing wrong with it, and nothing is beyond it.
+func (b *Blob) Drop(context.Context, int64, int64) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	for i, p := range b.places[:len(b.places)-1] {
+		if !p.own.lasts(now) && !p.host.lasts(now) {
+			b.places = slices.Concat(b.places[:i], b.places[i+1:]) // reads may be using the old one
+			break
+		}
+	}
+	return nil
+}
+
 // Size returns the length of the blob in bytes.
 func (b *Blob) Size() int64 { return b.size }
 
 // Close closes the blob at every place.
 func (b *Blob) Close() error {
 	var errs []error
-	for _, p := range b.places {
+	for _, p := range b.all {
 		if p.blob != nil {
 			errs = append(errs, p.blob.Close())
 		}
@@ -205,9 +256,12 @@ func (b *Blob) Close() error {
 // try calls op for one place after the other until one works: first those
 // without a penalty, then, because nothing is left to lose, the others.
 func (b *Blob) try(ctx context.Context, op func(*place) error) error {
-	errs := make([]error, len(b.places))
+	b.mu.Lock()
+	places := b.places
+	b.mu.Unlock()
+	errs := make([]error, len(places))
 	var later []int
-	for i, p := range b.places {
+	for i, p := range places {
 		if !p.ready() {
 			later = append(later, i)
 			continue
@@ -217,7 +271,7 @@ func (b *Blob) try(ctx context.Context, op func(*place) error) error {
 		}
 	}
 	for _, i := range later {
-		p := b.places[i]
+		p := places[i]
 		if errs[i] = op(p); !p.account(ctx, errs[i]) {
 			return errs[i]
 		}
@@ -246,11 +300,14 @@ func verdict(errs []error) error {
 
 // place is one of the places where a blob can be had.
 type place struct {
-	ref  fetcher.Ref
-	blob fetcher.Blob // nil while the blob is being opened
-	host *penalty     // of all blobs of the host
-	own  *penalty     // of this blob at this place
+	ref    fetcher.Ref
+	opener fetcher.Opener
+	blob   fetcher.Blob // nil while the blob is being opened
+	host   *penalty     // of all blobs of the host
+	own    *penalty     // of this blob at this place
 }
+
+func (p *place) open(ctx context.Context) (fetcher.Blob, error) { return p.opener.Open(ctx, p.ref) }
 
 // ready reports whether the place is to be tried.
 func (p *place) ready() bool {

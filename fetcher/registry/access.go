@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker/auth"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
+	"github.com/overlaybd-go/overlaybd/fetcher/rangeget"
 )
 
 // access is the permission to read one repository of one host. However many
@@ -85,7 +86,7 @@ func (a *access) refused(ctx context.Context, h *host, used string, r *http.Resp
 	}
 	if a.challenge == nil {
 		a.mu.Unlock()
-		return "", statusError(r)
+		return "", rangeget.StatusError(r)
 	}
 	if a.grant.header == used {
 		a.grant = grant{}
@@ -160,7 +161,7 @@ func (o *Opener) meet(h *host, repo string, c auth.Challenge) (grant, error) {
 	case o.life.Err() != nil:
 		return grant{}, fs.ErrClosed
 	case ctx.Err() != nil: // not the reader's deadline, so not shown as one
-		return grant{}, temporary("get authorization for %s: no answer in time", repo)
+		return grant{}, rangeget.Temporary("get authorization for %s: no answer in time", repo)
 	}
 	return g, err
 }
@@ -172,7 +173,7 @@ func (o *Opener) grant(ctx context.Context, h *host, repo string, c auth.Challen
 		if cred, err = o.opts.Credentials.Lookup(ctx, repo); err != nil {
 			// Temporary, because nobody has said no yet: the file may be
 			// half written or the helper's service restarting.
-			return grant{}, temporary("look up credential for %s: %w", repo, err)
+			return grant{}, rangeget.Temporary("look up credential for %s: %w", repo, err)
 		}
 	}
 	if c.Scheme == auth.BearerAuth {

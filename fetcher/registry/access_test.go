@@ -247,62 +247,6 @@ func TestParseToken(t *testing.T) {
 	}
 }
 
-func TestRetryAfter(t *testing.T) {
-	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	for text, want := range map[string]time.Duration{
-		"":                              0,
-		"7":                             7 * time.Second,
-		"-7":                            0,
-		"99999999":                      24 * time.Hour,
-		"999999999999999999999":         0,
-		"soon":                          0,
-		"Fri, 02 Jan 2026 03:04:15 GMT": 10 * time.Second,
-		"Fri, 02 Jan 2026 03:04:00 GMT": 0,
-	} {
-		if got := retryAfter(text, now); got != want {
-			t.Errorf("%q: got %v, want %v", text, got, want)
-		}
-	}
-}
-
-func TestParseContentRange(t *testing.T) {
-	for text, want := range map[string]contentRange{
-		"bytes 0-99/1000":  {0, 100, 1000},
-		"bytes 5-5/*":      {5, 1, -1},
-		"bytes */1000":     {0, -1, 1000},
-		"bytes */0":        {0, -1, 0},
-		"bytes 0-999/1000": {0, 1000, 1000},
-	} {
-		if got, ok := parseContentRange(text); !ok || got != want {
-			t.Errorf("%q: got %+v, %v; want %+v", text, got, ok, want)
-		}
-	}
-	for _, text := range []string{
-		"", "bytes", "bytes ", "0-99/1000", "bytes 0-99", "bytes 9-5/10", "bytes 0-1000/1000", "bytes -1-5/10", "bytes +0-5/10",
-		"bytes 0-5/-1", "bytes 0-9223372036854775807/*", "bytes 1-9223372036854775807/*", "bytes 0 - 5/10", "bytes 0-5-6/10", "Bytes 0-5/10",
-	} {
-		if got, ok := parseContentRange(text); ok {
-			t.Errorf("%q: got %+v", text, got)
-		}
-	}
-}
-
-func FuzzParseContentRange(f *testing.F) {
-	for _, s := range []string{"bytes 0-99/1000", "bytes */1000", "bytes 5-5/*", "bytes 0-9223372036854775807/*"} {
-		f.Add(s)
-	}
-	f.Add("bytes 1-9223372036854775807/*")
-	f.Fuzz(func(t *testing.T, s string) {
-		c, ok := parseContentRange(s)
-		if !ok {
-			return
-		}
-		if c.n == 0 || c.n < -1 || c.off < 0 || c.n > 0 && (c.off+c.n <= 0 || c.total >= 0 && c.off+c.n > c.total) {
-			t.Errorf("%q: got %+v", s, c)
-		}
-	})
-}
-
 // FuzzChallenge wants every challenge to lead to a request without the
 // credential, or to one over https.
 func FuzzChallenge(f *testing.F) {

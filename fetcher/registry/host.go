@@ -6,19 +6,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
+	"github.com/overlaybd-go/overlaybd/fetcher/rangeget"
 )
 
 // namespace is the hosts that serve one registry: its mirrors in the order of
@@ -71,6 +71,16 @@ func (l location) repo(h *host) string {
 		prefix = h.base.Path
 	}
 	return strings.TrimPrefix(l.path, prefix+"/")
+}
+
+// Name returns the repository that ref is of, as docker.io/library/redis, and
+// the digest that its URL names.
+func Name(ref fetcher.Ref) (string, digest.Digest, error) {
+	l, err := parse(ref)
+	if err != nil {
+		return "", "", fmt.Errorf("find repository of blob %s: %w", ref.Digest, err)
+	}
+	return l.namespace + strings.TrimPrefix(l.path, "/v2"), l.digest, nil
 }
 
 // Mirrors returns where the blob of ref can be read, best first: at the
@@ -190,20 +200,7 @@ func (o *Opener) tune(c *http.Client) error {
 	if !ok {
 		return fmt.Errorf("transport is a %T", c.Transport)
 	}
-	// HTTP/1.1 as in containerd: every read has a connection of its own, so a
-	// lost packet or a cancelled read disturbs no other.
-	t.MaxIdleConns = 0
-	t.MaxIdleConnsPerHost = 64 // as many as reads of one host are likely to be in flight
-	t.IdleConnTimeout = 90 * time.Second
-	t.DisableCompression = true
-	t.MaxResponseHeaderBytes = 64 << 10 // bytes; challenges and signed URLs take less than 8 KiB
-	t.ResponseHeaderTimeout = 0         // watched per request, with the dial
-	dial := t.DialContext
-	t.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		ctx, cancel := context.WithTimeout(ctx, o.opts.DialTimeout)
-		defer cancel()
-		return dial(ctx, network, addr)
-	}
+	rangeget.Tune(t, o.opts.DialTimeout)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.transports = append(o.transports, t)

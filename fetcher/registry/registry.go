@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
+	"github.com/overlaybd-go/overlaybd/fetcher/rangeget"
 )
 
 // Options of an Opener. The zero value reads anonymously.
@@ -114,7 +115,7 @@ func (o *Opener) open(ctx context.Context, ref fetcher.Ref) (*Blob, error) {
 	}
 	b := newBlob(o, h, loc, ref.Size)
 	if ref.Size == 0 {
-		err = b.probe(ctx)
+		err = b.Probe(ctx)
 	}
 	if err != nil {
 		_ = b.Close()
@@ -148,4 +149,17 @@ func (o *Opener) spawn(f func()) bool {
 		o.work.Go(f)
 	}
 	return !o.closed
+}
+
+// do sends req and returns its answer, whatever the status.
+//
+// It does without http.Client, whose errors show URLs and redirect targets.
+func (o *Opener) do(ctx, life context.Context, h *host, req *http.Request) (*rangeget.Answer, error) {
+	if req.Header.Get("User-Agent") == "" {
+		req.Header.Set("User-Agent", o.opts.UserAgent)
+	}
+	w := rangeget.Watch{Header: o.opts.HeaderTimeout, Idle: o.opts.IdleTimeout}
+	return w.Do(ctx, life, req.URL, func(ctx context.Context) (*http.Response, error) {
+		return h.transport.RoundTrip(req.WithContext(ctx))
+	})
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker/auth"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
+	"github.com/overlaybd-go/overlaybd/fetcher/rangeget"
 )
 
 func basic(c fetcher.Credential) string {
@@ -36,13 +37,13 @@ func (o *Opener) token(ctx context.Context, h *host, c auth.Challenge, cred fetc
 	if err != nil {
 		return grant{}, fmt.Errorf("get token from %s: %w", req.URL.Host, err)
 	}
-	defer a.discard()
+	defer a.Discard()
 	if a.StatusCode != http.StatusOK {
 		return grant{}, fmt.Errorf("get token from %s: %w", req.URL.Host, tokenError(a.Response))
 	}
 	// 256 KiB: tokens with long scope lists reach some 10 KiB.
 	const most = 256 << 10
-	text, err := io.ReadAll(io.LimitReader(a.body, most+1))
+	text, err := io.ReadAll(io.LimitReader(a.Body, most+1))
 	if err != nil {
 		return grant{}, fmt.Errorf("get token from %s: %w", req.URL.Host, err)
 	}
@@ -51,7 +52,7 @@ func (o *Opener) token(ctx context.Context, h *host, c auth.Challenge, cred fetc
 		err = fmt.Errorf("it is longer than %d bytes", most)
 	}
 	if err != nil {
-		return grant{}, temporary("token answer of %s: %w", req.URL.Host, err)
+		return grant{}, rangeget.Temporary("token answer of %s: %w", req.URL.Host, err)
 	}
 	return g, nil
 }
@@ -62,7 +63,7 @@ func tokenError(r *http.Response) error {
 	if r.StatusCode == http.StatusBadRequest || r.StatusCode == http.StatusNotFound {
 		return fmt.Errorf("%w: it answered %d %s", fetcher.ErrUnauthorized, r.StatusCode, http.StatusText(r.StatusCode))
 	}
-	return statusError(r)
+	return rangeget.StatusError(r)
 }
 
 // tokenRequest returns a GET with the user name and password, or the OAuth2
@@ -126,20 +127,20 @@ func newRequest(ctx context.Context, method string, u *url.URL, header http.Head
 
 // askToken sends req to the host's token service and follows its redirects. A
 // POST, which carries a secret in its body, is not redirected.
-func (o *Opener) askToken(ctx context.Context, h *host, req *http.Request) (*answer, error) {
+func (o *Opener) askToken(ctx context.Context, h *host, req *http.Request) (*rangeget.Answer, error) {
 	for hops := 0; ; hops++ {
 		a, err := o.do(ctx, o.life, h, req)
-		if err != nil || req.Method != http.MethodGet || !a.redirects() {
+		if err != nil || req.Method != http.MethodGet || !a.Redirects() {
 			return a, err
 		}
-		a.discard()
-		u, err := target(a, hops)
+		a.Discard()
+		u, err := a.Target(hops)
 		if err != nil {
 			return nil, err
 		}
 		next := req.Clone(ctx)
 		next.URL, next.Host = u, u.Host
-		if !sameHost(u, req.URL) {
+		if !rangeget.SameHost(u, req.URL) {
 			next.Header.Del("Authorization")
 		}
 		req = next

@@ -95,6 +95,7 @@ type Blob struct {
 var (
 	_ fetcher.Blob        = (*Blob)(nil)
 	_ fetcher.RangeReader = (*Blob)(nil)
+	_ fetcher.Dropper     = (*Blob)(nil)
 )
 
 // ReadAt reads from the next blob, and after a temporary failure reads what is
@@ -121,6 +122,11 @@ func (b *Blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, erro
 		return nil, err
 	}
 	return s, nil
+}
+
+// Drop drops from the next blob.
+func (b *Blob) Drop(ctx context.Context, off, n int64) error {
+	return fetcher.Drop(ctx, b.next, off, n)
 }
 
 // Size returns the size of the next blob.

@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
 	"github.com/overlaybd-go/overlaybd/tests/need"
@@ -32,7 +31,7 @@ const prebuiltVar = "E2E_PREBUILT"
 func Prebuild(t testing.TB) (programs []string) {
 	t.Helper()
 	dir := t.TempDir()
-	goBuild(t, moduleRoot(t), dir, "./tests/e2e/probe", "./cmd/...")
+	need.GoBuild(t, moduleRoot(t), dir, "./tests/e2e/probe", "./cmd/...")
 	tools := containerdDir(t)
 	programs = []string{filepath.Join(tools, "containerd"), filepath.Join(tools, "containerd-shim-runc-v2")}
 	built, err := filepath.Glob(filepath.Join(dir, "*"))
@@ -53,13 +52,8 @@ func containerdDir(t testing.TB) string {
 	if dir, ok := installedContainerd(t.Context()); ok {
 		return dir
 	}
-	tools := filepath.Join(moduleRoot(t), "tests", "e2e", "tools")
 	const module = "github.com/containerd/containerd/v2"
-	version := strings.TrimSpace(run(t, tools, "go", "list", "-m", "-f", "{{.Version}}", module))
-	return need.Cached(t, "containerd-"+version, func(dir string) {
-		t.Logf("building containerd %s: minutes, but only once", version)
-		goBuild(t, tools, dir, "-tags", containerdTags, module+"/cmd/containerd", module+"/cmd/containerd-shim-runc-v2")
-	})
+	return need.Tool(t, "containerd", module, "-tags", containerdTags, module+"/cmd/containerd", module+"/cmd/containerd-shim-runc-v2")
 }
 
 var versionNumber = regexp.MustCompile(` v?(\d+)\.\d+`)
@@ -112,7 +106,7 @@ func probeDir(t testing.TB) string {
 	bin := t.TempDir()
 	dir := os.Getenv(prebuiltVar)
 	if dir == "" {
-		goBuild(t, moduleRoot(t), bin, "./tests/e2e/probe")
+		need.GoBuild(t, moduleRoot(t), bin, "./tests/e2e/probe")
 		return bin
 	}
 	program, err := os.ReadFile(filepath.Join(dir, "probe"))
@@ -123,20 +117,6 @@ func probeDir(t testing.TB) string {
 		t.Fatal(err)
 	}
 	return bin
-}
-
-// goBuild builds static programs into dst.
-func goBuild(t testing.TB, src, dst string, args ...string) {
-	t.Helper()
-	argv := append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", dst + "/"}, args...)
-	cmd := exec.CommandContext(t.Context(), "go", argv...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it removes its work directory then
-	cmd.WaitDelay = stopTimeout
-	cmd.Dir, cmd.Env = src, append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %v\n%s", cmd.Args, err, out)
-	}
 }
 
 func moduleRoot(t testing.TB) string {

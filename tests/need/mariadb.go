@@ -3,16 +3,11 @@
 package need
 
 import (
-	"bufio"
 	"context"
-	"io"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
-	"runtime"
-	"strings"
-	"syscall"
 	"testing"
 )
 
@@ -76,56 +71,18 @@ func (s *MariaDBServer) Start() {
 	// The test's context ends before its cleanups, which may want the server.
 	cmd := exec.CommandContext(context.WithoutCancel(s.t.Context()), s.program, append(s.args,
 		"--socket="+s.Socket, "--skip-networking", "--skip-log-bin", "--pid-file="+s.Socket+".pid")...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	log, err := cmd.StderrPipe()
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	started, ready, done := make(chan error), make(chan string, 1), make(chan struct{})
-	go func() {
-		defer close(done)
-		// The kernel kills the server when this thread ends.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err != nil {
-			return
-		}
-		ready <- readUntil(log, "ready for connections")
-		_, _ = io.Copy(io.Discard, log) // until it ends
-		_ = cmd.Wait()                  // killed
-	}()
-	if err := <-started; err != nil {
-		s.t.Fatalf("start mariadbd: %v", err)
-	}
+	stop := start(s.t, cmd, log, "ready for connections")
 	s.stop = func() {
-		_ = cmd.Process.Kill()
-		<-done
+		stop()
 		s.stop = func() {}
-	}
-	if said := <-ready; said != "" {
-		s.t.Fatalf("mariadbd did not start:\n%s", said)
 	}
 }
 
 // Kill ends the server at once, as a crash does.
 func (s *MariaDBServer) Kill() {
 	s.stop()
-}
-
-// readUntil reads lines until one contains the words. If none does, it returns
-// what it read.
-func readUntil(r io.Reader, words string) string {
-	var said strings.Builder
-	for lines := bufio.NewReader(r); ; {
-		line, err := lines.ReadString('\n')
-		said.WriteString(line)
-		if strings.Contains(line, words) {
-			return ""
-		}
-		if err != nil {
-			return said.String()
-		}
-	}
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package registry
+package rangeget
 
 import (
 	"errors"
@@ -9,7 +9,7 @@ import (
 
 // stream is a range of a blob being read.
 type stream struct {
-	body     *body // nil when there is nothing to read
+	body     io.ReadCloser // nil when there is nothing to read
 	left     int64
 	end      error // after the last byte; nil means io.EOF
 	describe func(error) error
@@ -28,7 +28,7 @@ func (s *stream) Read(p []byte) (int, error) {
 	case s.left == 0:
 		err = nil // whatever comes after the range is none of ours
 	case errors.Is(err, io.EOF):
-		err = s.describe(temporary("%d bytes are missing: %w", s.left, io.ErrUnexpectedEOF))
+		err = s.describe(Temporary("%d bytes are missing: %w", s.left, io.ErrUnexpectedEOF))
 	case err != nil:
 		err = s.describe(err)
 	}

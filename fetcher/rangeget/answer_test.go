@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package registry
+package rangeget
 
 import (
 	"context"
@@ -62,8 +62,6 @@ func TestWatch(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				o := New(Options{})
-				defer func() { _ = o.Close() }()
 				ctx, cancel := context.WithCancel(t.Context())
 				if c.deadline > 0 {
 					ctx, cancel = context.WithTimeout(t.Context(), c.deadline)
@@ -74,7 +72,8 @@ func TestWatch(t *testing.T) {
 				if c.life > 0 {
 					time.AfterFunc(c.life, end)
 				}
-				err := consume(ctx, life, o, c.host, c.consumer)
+				w := Watch{Header: 30 * time.Second, Idle: 30 * time.Second}
+				err := w.consume(ctx, life, c.host, c.consumer)
 				if !errors.Is(err, c.want) {
 					t.Errorf("got %v, want %v", err, c.want)
 				}
@@ -86,19 +85,42 @@ func TestWatch(t *testing.T) {
 	}
 }
 
+// TestPace: a host that trickles is given up, unless any byte will do.
+func TestPace(t *testing.T) {
+	for _, c := range []struct {
+		pace     int
+		pause    time.Duration // before each byte
+		consumer time.Duration
+		want     error
+	}{
+		{0, 29 * time.Second, 0, nil},
+		{2, 14 * time.Second, 0, nil},
+		{2, 14 * time.Second, time.Hour, nil},
+		{2, 16 * time.Second, 0, fetcher.ErrTemporary},
+		{10, 14 * time.Second, 0, fetcher.ErrTemporary}, // the third byte is late
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			w := Watch{Header: 30 * time.Second, Idle: 30 * time.Second, Pace: c.pace}
+			if err := w.consume(t.Context(), t.Context(), slowHost{0, c.pause}, c.consumer); !errors.Is(err, c.want) {
+				t.Errorf("%d bytes, one every %v: got %v, want %v", c.pace, c.pause, err, c.want)
+			}
+		})
+	}
+}
+
 // consume reads three bytes of h.
-func consume(ctx, life context.Context, o *Opener, h slowHost, pause time.Duration) error {
+func (w Watch) consume(ctx, life context.Context, h slowHost, pause time.Duration) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://host/", http.NoBody)
 	if err != nil {
 		return err
 	}
-	a, err := o.do(ctx, life, &host{transport: h}, req)
+	a, err := w.Do(ctx, life, req.URL, func(ctx context.Context) (*http.Response, error) { return h.RoundTrip(req.WithContext(ctx)) })
 	if err != nil {
 		return err
 	}
-	defer func() { _ = a.body.Close() }()
+	defer func() { _ = a.Body.Close() }()
 	for range 3 {
-		if _, err := io.ReadFull(a.body, make([]byte, 1)); err != nil {
+		if _, err := io.ReadFull(a.Body, make([]byte, 1)); err != nil {
 			return err
 		}
 		time.Sleep(pause)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package registry
+package rangeget
 
 import (
 	"context"
@@ -18,9 +18,9 @@ import (
 // errStalled is the cause of a request that its watch has cancelled.
 var errStalled = errors.New("no byte came in time")
 
-// statusError returns the error an unwelcome answer stands for. Only what is a
+// StatusError returns the error an unwelcome answer stands for. Only what is a
 // definite no for this blob is permanent; the rest may pass.
-func statusError(r *http.Response) error {
+func StatusError(r *http.Response) error {
 	text := fmt.Sprintf("%s answered %d %s", r.Request.URL.Host, r.StatusCode, http.StatusText(r.StatusCode))
 	switch code := r.StatusCode; {
 	case code == http.StatusUnauthorized || code == http.StatusForbidden:
@@ -31,7 +31,7 @@ func statusError(r *http.Response) error {
 		if after := retryAfter(r.Header.Get("Retry-After"), time.Now()); after > 0 {
 			return &fetcher.RetryAfterError{After: after, Err: errors.New(text)}
 		}
-		return temporary("%s", text)
+		return Temporary("%s", text)
 	}
 	return errors.New(text)
 }
@@ -61,17 +61,17 @@ func transportError(ctx context.Context, cause, err error) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(cause, errStalled):
-		return temporary("%w", errStalled)
+		return Temporary("%w", errStalled)
 	}
 	var untrusted *tls.CertificateVerificationError
 	var plain tls.RecordHeaderError
 	if errors.As(err, &untrusted) || errors.As(err, &plain) {
 		return err // a matter of configuration
 	}
-	return temporary("%v", err)
+	return Temporary("%v", err)
 }
 
-// temporary returns an ErrTemporary.
-func temporary(format string, args ...any) error {
+// Temporary returns an ErrTemporary.
+func Temporary(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{fetcher.ErrTemporary}, args...)...)
 }

@@ -21,7 +21,7 @@ import (
 
 // timeLimit is what a guest gets before it is killed. It takes seconds to
 // boot and a few minutes for its tests where the host has little else to do.
-const timeLimit = 15 * time.Minute
+const timeLimit = 25 * time.Minute
 
 // The packages of Debian stable's own kernel, and of the newest one made for
 // it.
@@ -130,7 +130,7 @@ func TestGuests(t *testing.T) {
 // VMFLAGS="-test.run=Many". KILLS is how often an exporter's tests kill the
 // process that serves a device.
 func flags(pkg string) []string {
-	all := append([]string{"-test.v", "-test.timeout=8m"}, strings.Fields(os.Getenv("VMFLAGS"))...)
+	all := append([]string{"-test.v", "-test.timeout=12m"}, strings.Fields(os.Getenv("VMFLAGS"))...)
 	if n := os.Getenv("KILLS"); n != "" && strings.HasPrefix(pkg, "backend/") {
 		all = append(all, "-kills="+n)
 	}

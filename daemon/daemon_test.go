@@ -280,7 +280,7 @@ func TestStatsCollectorRefuses(t *testing.T) {
 
 func TestLogger(t *testing.T) {
 	var b bytes.Buffer
-	log, err := daemon.NewLogger(&b, slog.LevelWarn, "json")
+	log, err := daemon.NewLogger(&b, "warn", "json")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,7 +293,10 @@ func TestLogger(t *testing.T) {
 	if err := json.Unmarshal(b.Bytes(), &line); err != nil || line.Msg != "seen" || line.N != 1 {
 		t.Errorf("got %q, %v; want the one warning", b.String(), err)
 	}
-	if _, err := daemon.NewLogger(&b, slog.LevelWarn, "xml"); err == nil {
+	if _, err := daemon.NewLogger(&b, "loud", "json"); err == nil {
+		t.Error("an unknown level was taken")
+	}
+	if _, err := daemon.NewLogger(&b, "warn", "xml"); err == nil {
 		t.Error("an unknown format was accepted")
 	}
 }

@@ -19,10 +19,14 @@ import (
 	"golang.org/x/term"
 )
 
-// NewLogger returns a logger writing to w in the given format: "text", "json",
-// or "auto" for text on a terminal and JSON elsewhere. A level of type
-// *slog.LevelVar may be changed while the logger is in use.
-func NewLogger(w io.Writer, level slog.Leveler, format string) (*slog.Logger, error) {
+// NewLogger returns a logger writing to w from a level on ("debug", "info",
+// "warn" or "error") and in a format: "text", "json", or "auto" for text on a
+// terminal and JSON elsewhere.
+func NewLogger(w io.Writer, from, format string) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(from)); err != nil {
+		return nil, err
+	}
 	tty := isTerminal(w)
 	switch format {
 	case "auto", "":

@@ -27,11 +27,7 @@ const drainPause = 500 * time.Millisecond
 const drainGrace = 10 * 365 * 24 * time.Hour
 
 func serve(ctx context.Context, cfg *conf.Config, warnings []string, stderr io.Writer) error {
-	var level slog.LevelVar
-	if err := level.UnmarshalText([]byte(cfg.Log.Level)); err != nil {
-		return err
-	}
-	log, err := daemon.NewLogger(stderr, &level, cfg.Log.Format)
+	log, err := daemon.NewLogger(stderr, cfg.Log.Level, cfg.Log.Format)
 	if err != nil {
 		return err
 	}

@@ -20,11 +20,7 @@ import (
 )
 
 func serve(ctx context.Context, cfg *conf.Config, childArgs, warnings []string, stderr io.Writer) error {
-	var level slog.LevelVar
-	if err := level.UnmarshalText([]byte(cfg.Log.Level)); err != nil {
-		return err
-	}
-	log, err := daemon.NewLogger(stderr, &level, cfg.Log.Format)
+	log, err := daemon.NewLogger(stderr, cfg.Log.Level, cfg.Log.Format)
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/backend/internal/ending"
 	"github.com/overlaybd-go/overlaybd/backend/internal/removal"
 )
 
@@ -44,13 +45,10 @@ type Device struct {
 	removed  bool       // unmounted by Remove
 	closeErr error      // what closing the volume returned
 
-	done     chan struct{}
-	doneOnce sync.Once
+	goneMu sync.Mutex // guards gone, and is held while the mount is aborted
+	gone   bool       // id and directory may be another device's by now
 
-	endMu sync.Mutex // guards all below
-	err   error
-	gone  bool // id and directory may be another device's by now
-
+	ending  *ending.Ending
 	removal removal.Once
 }
 
@@ -64,7 +62,7 @@ func newDevice(ctx context.Context, id, dir string, v backend.Volume, b *buffers
 		disk:   newDisk(ctx, v, b),
 		cancel: cancel,
 		served: make(chan struct{}),
-		done:   make(chan struct{}),
+		ending: ending.New(),
 	}
 }
 
@@ -130,17 +128,7 @@ func (d *Device) panicked(v any) fuse.Status {
 // fail ends the device with err, but leaves it mounted.
 func (d *Device) fail(err error) {
 	d.failed.Store(true)
-	d.end(fmt.Errorf("device %s: %w", d.id, err))
-}
-
-// end closes Done; the first reason given counts.
-func (d *Device) end(err error) {
-	d.doneOnce.Do(func() {
-		d.endMu.Lock()
-		d.err = err
-		d.endMu.Unlock()
-		close(d.done)
-	})
+	d.ending.Come(fmt.Errorf("device %s: %w", d.id, err))
 }
 
 // ID returns the name that Export was given.
@@ -151,14 +139,10 @@ func (d *Device) Path() string { return filepath.Join(d.dir, fileName) }
 
 // Done is closed when the device has stopped: removed, aborted, unmounted
 // behind our back, or answering EIO for ever because its volume panicked.
-func (d *Device) Done() <-chan struct{} { return d.done }
+func (d *Device) Done() <-chan struct{} { return d.ending.Done() }
 
 // Err says why the device has stopped; nil before that, and after Remove.
-func (d *Device) Err() error {
-	d.endMu.Lock()
-	defer d.endMu.Unlock()
-	return d.err
-}
+func (d *Device) Err() error { return d.ending.Err() }
 
 // Abort ends the device at once, in use or not: its users, who may hang on the
 // volume, get errors, and the context of the volume's calls is cancelled. The
@@ -166,8 +150,8 @@ func (d *Device) Err() error {
 func (d *Device) Abort() error {
 	d.fail(errAborted)
 	d.cancel()
-	d.endMu.Lock()
-	defer d.endMu.Unlock()
+	d.goneMu.Lock()
+	defer d.goneMu.Unlock()
 	if d.gone {
 		return nil
 	}
@@ -198,13 +182,13 @@ func (d *Device) remove() (gone bool, err error) {
 	if err := d.freeID(); err != nil {
 		return false, err
 	}
-	d.end(nil)
+	d.ending.Come(nil)
 	return true, d.closeErr
 }
 
 func (d *Device) freeID() error {
-	d.endMu.Lock()
-	defer d.endMu.Unlock()
+	d.goneMu.Lock()
+	defer d.goneMu.Unlock()
 	if err := os.Remove(d.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/backend/internal/ending"
 	"github.com/overlaybd-go/overlaybd/backend/internal/removal"
 	"github.com/overlaybd-go/overlaybd/backend/tcmu/internal/configfs"
 	"github.com/overlaybd-go/overlaybd/backend/tcmu/internal/scsi"
@@ -48,12 +49,7 @@ type Device struct {
 	removed    bool  // its objects are gone, by Remove
 	closeErr   error // what closing the volume returned
 
-	done     chan struct{}
-	doneOnce sync.Once
-
-	endMu sync.Mutex // guards err
-	err   error
-
+	ending  *ending.Ending
 	removal removal.Once
 }
 
@@ -71,7 +67,7 @@ func (e *Exporter) newDevice(ctx context.Context, id string, v backend.Volume) *
 		cancel:   cancel,
 		served:   make(chan struct{}),
 		closed:   make(chan struct{}),
-		done:     make(chan struct{}),
+		ending:   ending.New(),
 	}
 }
 
@@ -201,7 +197,7 @@ func (d *Device) watch() {
 	switch {
 	case d.foreign:
 		d.exporter.forget(d)
-		d.end(nil)
+		d.ending.Come(nil)
 	case !removed:
 		d.fail(errGone)
 	}
@@ -232,17 +228,7 @@ func refuse(s *slot, err error) (status byte, sense []byte) {
 // fail ends the device with err, but leaves its objects.
 func (d *Device) fail(err error) {
 	d.failed.Store(true)
-	d.end(fmt.Errorf("device %s: %w", d.store.ID, err))
-}
-
-// end closes Done; the first reason given counts.
-func (d *Device) end(err error) {
-	d.doneOnce.Do(func() {
-		d.endMu.Lock()
-		d.err = err
-		d.endMu.Unlock()
-		close(d.done)
-	})
+	d.ending.Come(fmt.Errorf("device %s: %w", d.store.ID, err))
 }
 
 // ID returns the name that Export was given.
@@ -258,14 +244,10 @@ func (d *Device) Path() string {
 // Done is closed when the device has stopped: removed, aborted, abandoned,
 // removed behind our back, or failing every command because its volume
 // panicked.
-func (d *Device) Done() <-chan struct{} { return d.done }
+func (d *Device) Done() <-chan struct{} { return d.ending.Done() }
 
 // Err says why the device has stopped; nil before that, and after Remove.
-func (d *Device) Err() error {
-	d.endMu.Lock()
-	defer d.endMu.Unlock()
-	return d.err
-}
+func (d *Device) Err() error { return d.ending.Err() }
 
 // Abort makes the device answer every command with an error, in use or not,
 // and cancels the context of the volume's calls. The device then waits for

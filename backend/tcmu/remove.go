@@ -29,7 +29,7 @@ func (d *Device) remove() (gone bool, err error) {
 	}
 	<-d.closed
 	d.exporter.forget(d)
-	d.end(nil)
+	d.ending.Come(nil)
 	return true, d.closeErr
 }
 
@@ -64,7 +64,7 @@ func (d *Device) abandon() error {
 	if errors.Is(err, os.ErrNotExist) {
 		err = nil // removed meanwhile
 	}
-	d.end(errAbandoned)
+	d.ending.Come(errAbandoned)
 	_ = d.server.close() // it may have ended by itself
 	<-d.closed
 	d.exporter.forget(d)

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/backend/internal/ending"
 	"github.com/overlaybd-go/overlaybd/backend/internal/removal"
 	"github.com/overlaybd-go/overlaybd/backend/ublk/internal/driver"
 )
@@ -46,12 +47,7 @@ type Device struct {
 	stopped  bool       // the disk is gone, by Remove
 	closeErr error      // what closing the volume returned
 
-	done     chan struct{}
-	doneOnce sync.Once
-
-	endMu sync.Mutex // guards err
-	err   error
-
+	ending  *ending.Ending
 	removal removal.Once
 }
 
@@ -66,7 +62,7 @@ func (e *Exporter) newDevice(ctx context.Context, id string, v backend.Volume) *
 		ctx:      ctx,
 		cancel:   cancel,
 		closed:   make(chan struct{}),
-		done:     make(chan struct{}),
+		ending:   ending.New(),
 	}
 }
 
@@ -190,17 +186,7 @@ func (d *Device) handle(s *slot) (code int32) {
 // fail ends the device with err, but leaves its disk.
 func (d *Device) fail(err error) {
 	d.failed.Store(true)
-	d.end(fmt.Errorf("device %s: %w", d.id, err))
-}
-
-// end closes Done; the first reason given counts.
-func (d *Device) end(err error) {
-	d.doneOnce.Do(func() {
-		d.endMu.Lock()
-		d.err = err
-		d.endMu.Unlock()
-		close(d.done)
-	})
+	d.ending.Come(fmt.Errorf("device %s: %w", d.id, err))
 }
 
 // ID returns the name that Export was given.
@@ -212,14 +198,10 @@ func (d *Device) Path() string { return d.node.path }
 // Done is closed when the device has stopped: removed, aborted, abandoned,
 // removed behind our back, or failing every request because its volume
 // panicked.
-func (d *Device) Done() <-chan struct{} { return d.done }
+func (d *Device) Done() <-chan struct{} { return d.ending.Done() }
 
 // Err says why the device has stopped; nil before that, and after Remove.
-func (d *Device) Err() error {
-	d.endMu.Lock()
-	defer d.endMu.Unlock()
-	return d.err
-}
+func (d *Device) Err() error { return d.ending.Err() }
 
 // Abort makes the device answer every request with an error, in use or not,
 // and cancels the context of the volume's calls. The device then waits for

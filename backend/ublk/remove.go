@@ -34,7 +34,7 @@ func (d *Device) remove() (gone bool, err error) {
 		return false, err
 	}
 	d.exporter.forget(d)
-	d.end(nil)
+	d.ending.Come(nil)
 	return true, d.closeErr
 }
 
@@ -68,7 +68,7 @@ func (d *Device) removeDisk(ctx context.Context) error {
 
 // abandon stops serving the device, and leaves it to the next process.
 func (d *Device) abandon() error {
-	d.end(errAbandoned)
+	d.ending.Come(errAbandoned)
 	d.server.stop()
 	<-d.closed
 	d.exporter.forget(d)

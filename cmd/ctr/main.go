@@ -7,11 +7,16 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"os/signal"
+	"syscall"
+	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/cmd/ctr/app"
+	"github.com/containerd/containerd/v2/cmd/ctr/commands"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/urfave/cli/v3"
 )
@@ -40,20 +45,32 @@ func snapshotterFlag() cli.Flag {
 	}
 }
 
-// withLease returns a context whose resources containerd keeps until release
-// is called, which collects those that nothing else refers to before it
-// returns. It works when ctx has ended.
-func withLease(ctx context.Context, client *containerd.Client) (leased context.Context, release func() error, err error) {
+// leaseTime is longer than any pull or conversion should take.
+const leaseTime = 24 * time.Hour
+
+// withClient calls do with a connection to containerd, under a context that
+// ends with a signal, and whose resources containerd keeps until do returns. It
+// then collects those that nothing else refers to.
+func withClient(ctx context.Context, cmd *cli.Command, do func(context.Context, *containerd.Client) error) (err error) {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	client, ctx, cancel, err := commands.NewClient(ctx, cmd)
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	defer client.Close() //nolint:errcheck // every call has had its answer
+
 	service := client.LeasesService()
 	// Should the process be killed, containerd cleans up after this time.
 	lease, err := service.Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseTime))
 	if err != nil {
-		return ctx, nil, fmt.Errorf("create lease: %w", err)
+		return fmt.Errorf("create lease: %w", err)
 	}
-	return leases.WithLease(ctx, lease.ID), func() error {
-		if err := service.Delete(context.WithoutCancel(ctx), lease, leases.SynchronousDelete); err != nil {
-			return fmt.Errorf("delete lease %s: %w", lease.ID, err)
+	defer func() {
+		if e := service.Delete(context.WithoutCancel(ctx), lease, leases.SynchronousDelete); e != nil {
+			err = errors.Join(err, fmt.Errorf("delete lease %s: %w", lease.ID, e))
 		}
-		return nil
-	}, nil
+	}()
+	return do(leases.WithLease(ctx, lease.ID), client)
 }

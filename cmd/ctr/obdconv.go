@@ -7,11 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os/signal"
 	"strconv"
-	"syscall"
 
-	"github.com/containerd/containerd/v2/cmd/ctr/commands"
+	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -44,7 +42,7 @@ whose layers are there ("ctr content fetch --all-platforms"), or those that
 	}
 }
 
-func obdconv(ctx context.Context, cmd *cli.Command) (err error) {
+func obdconv(ctx context.Context, cmd *cli.Command) error {
 	if cmd.Args().Len() != 2 {
 		return errors.New("want a source and a target reference")
 	}
@@ -52,27 +50,15 @@ func obdconv(ctx context.Context, cmd *cli.Command) (err error) {
 	if err != nil {
 		return err
 	}
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	client, ctx, cancel, err := commands.NewClient(ctx, cmd)
-	if err != nil {
+	return withClient(ctx, cmd, func(ctx context.Context, client *containerd.Client) error {
+		job.content, job.snapshots = client.ContentStore(), client.SnapshotService(cmd.String("snapshotter"))
+		img, err := job.run(ctx, client.ImageService(), cmd.Args().Get(0), cmd.Args().Get(1))
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintln(cmd.Root().Writer, img.Target.Digest)
 		return err
-	}
-	defer cancel()
-	defer client.Close() //nolint:errcheck // every call has had its answer
-	ctx, release, err := withLease(ctx, client)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, release()) }()
-
-	job.content, job.snapshots = client.ContentStore(), client.SnapshotService(cmd.String("snapshotter"))
-	img, err := job.run(ctx, client.ImageService(), cmd.Args().Get(0), cmd.Args().Get(1))
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintln(cmd.Root().Writer, img.Target.Digest)
-	return err
+	})
 }
 
 // newJob reads the flags.

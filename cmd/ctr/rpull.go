@@ -7,16 +7,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os/signal"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/cmd/ctr/commands"
 	ctrcontent "github.com/containerd/containerd/v2/cmd/ctr/commands/content"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/httpdbg"
 	"github.com/containerd/errdefs"
@@ -24,9 +23,6 @@ import (
 	"github.com/urfave/cli/v3"
 	"golang.org/x/term"
 )
-
-// leaseTime is longer than any pull or conversion should take.
-const leaseTime = 24 * time.Hour
 
 // Labels by which the snapshotter learns what to do with an image's layers.
 const (
@@ -52,28 +48,21 @@ when a container reads them. Layers of other images are pulled as usual.`,
 	}
 }
 
-func rpull(ctx context.Context, cmd *cli.Command) (err error) {
+func rpull(ctx context.Context, cmd *cli.Command) error {
 	if cmd.Args().Len() != 1 {
 		return errors.New("want the reference of one image")
 	}
-	ref := cmd.Args().First()
 	resolver, err := commands.GetResolver(ctx, cmd)
 	if err != nil {
 		return err
 	}
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	client, ctx, cancel, err := commands.NewClient(ctx, cmd)
-	if err != nil {
-		return err
-	}
-	defer cancel()
-	defer client.Close() //nolint:errcheck // every call has had its answer
-	ctx, release, err := withLease(ctx, client)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, release()) }()
+	return withClient(ctx, cmd, func(ctx context.Context, client *containerd.Client) error {
+		return pull(ctx, cmd, client, resolver)
+	})
+}
+
+func pull(ctx context.Context, cmd *cli.Command, client *containerd.Client, resolver remotes.Resolver) error {
+	ref := cmd.Args().First()
 	if cmd.Bool("http-trace") {
 		ctx = httpdbg.WithClientTrace(ctx)
 	}

@@ -149,8 +149,8 @@ func (b *Blob) ask(ctx context.Context, off, stop, end int64) (f *fetch, reach i
 	if b.s.c.degraded.Load() {
 		return b.first(ctx, want{off: off, end: stop, until: stop}) // what is ahead cannot be kept
 	}
-	now, ahead := b.ahead.advance(off, stop, extent, most)
-	f, reach, err = b.first(ctx, want{off: off, end: now, until: now})
+	now, ahead, unit := b.ahead.advance(off, stop, extent, most)
+	f, reach, err = b.first(ctx, want{off: off, end: now, until: now, unit: unit})
 	if now = alignUp(now, extent); err != nil || now >= min(ahead, b.s.geo.size) {
 		return f, reach, err
 	}

@@ -53,11 +53,11 @@ func (g *geometry) whole(end int64) block {
 }
 
 // window returns the blocks around b that one request may ask for when a
-// reader wants all up to end: from the start of b's extent to the end of the
-// last wanted extent, at most maxExtent.
-func (g *geometry) window(b, end block) (lo, hi block) {
-	lo = b &^ (g.extent - 1)
-	hi = (end + g.extent - 1) &^ (g.extent - 1)
+// reader wants all up to end: all of the unit that b is in, to the end of the
+// last wanted extent, at most maxExtent. A unit is one extent or several.
+func (g *geometry) window(b, end, unit block) (lo, hi block) {
+	lo = b &^ (unit - 1)
+	hi = max(lo+unit, (end+g.extent-1)&^(g.extent-1))
 	return lo, min(hi, lo+g.maxExtent, g.count())
 }
 

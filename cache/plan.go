@@ -18,6 +18,7 @@ const maxStarted = 8
 type want struct {
 	off, end int64 // bytes
 	until    int64 // requests that begin here or behind wait for another want
+	unit     int64 // what a request fills, if that is more than an extent
 	low      bool  // a prefetch
 }
 
@@ -28,7 +29,8 @@ type want struct {
 func (s *store) plan(ctx context.Context, b *Blob, w want) (fetches []*fetch, reach int64, err error) {
 	lo, hi := s.geo.span(w.off, min(w.end, s.geo.size))
 	_, until := s.geo.span(w.off, min(w.until, s.geo.size))
-	s.load(lo&^(s.geo.extent-1), min(until+s.geo.maxExtent, s.geo.count())) // fetches may begin and end there
+	unit := max(s.geo.extent, s.geo.blockAt(w.unit))
+	s.load(lo&^(unit-1), min(until+s.geo.maxExtent, s.geo.count())) // fetches may begin and end there
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if b.closed.Load() {
@@ -45,7 +47,7 @@ func (s *store) plan(ctx context.Context, b *Blob, w want) (fetches []*fetch, re
 			blk++
 			continue
 		default:
-			f = s.start(ctx, b, blk, hi, w.low)
+			f = s.start(ctx, b, blk, hi, unit, w.low)
 			started++
 		}
 		if len(fetches) == 0 {
@@ -59,8 +61,8 @@ func (s *store) plan(ctx context.Context, b *Blob, w want) (fetches []*fetch, re
 }
 
 // start begins a fetch of the missing blocks around blk. s.mu is held.
-func (s *store) start(ctx context.Context, b *Blob, blk, hi block, low bool) *fetch {
-	first, end := s.missing(blk, hi)
+func (s *store) start(ctx context.Context, b *Blob, blk, hi, unit block, low bool) *fetch {
+	first, end := s.missing(blk, hi, unit)
 	f := &fetch{
 		s: s, b: b, first: first, end: end,
 		off:  s.geo.start(first),
@@ -78,8 +80,8 @@ func (s *store) start(ctx context.Context, b *Blob, blk, hi block, low bool) *fe
 
 // missing returns the blocks around blk that are neither on disk nor on their
 // way, within the window that a reader who wants all up to hi may ask for.
-func (s *store) missing(blk, hi block) (first, end block) {
-	lo, hi := s.geo.window(blk, hi)
+func (s *store) missing(blk, hi, unit block) (first, end block) {
+	lo, hi := s.geo.window(blk, hi, unit)
 	absent := func(b block) bool { return !s.onDisk(b) && s.inflightAt(b) == nil }
 	for first = blk; first > lo && absent(first-1); first-- {
 	}

@@ -7,10 +7,14 @@ import "sync"
 // readahead finds the streams among the reads of one Blob that had to wait for
 // the source. Reads served from disk do not pass here: a stream shows by its
 // misses, each of which starts where the last request ended.
+//
+// It also remembers where any were. Files that a program opens lie in clusters,
+// and each jump within one costs a round trip.
 type readahead struct {
 	mu      sync.Mutex // guards all below
 	streams [4]stream  // as many files are read in order at once from one blob
 	oldest  int
+	missed  map[int64]bool // regions, as large as the largest request
 }
 
 // A stream is a sequence of reads that move forward.
@@ -22,9 +26,10 @@ type stream struct {
 }
 
 // advance takes note of a read of bytes [off, end) that had to wait. It
-// returns the end of what to ask for now, and the end of what to ask for ahead
-// of the reader beyond that, or 0.
-func (r *readahead) advance(off, end int64, extent, most int64) (now, ahead int64) {
+// returns the end of what to ask for now, the end of what to ask for ahead of
+// the reader beyond that, or 0, and the unit, in bytes, that the first request
+// is to fill.
+func (r *readahead) advance(off, end int64, extent, most int64) (now, ahead, unit int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i := range r.streams {
@@ -32,21 +37,37 @@ func (r *readahead) advance(off, end int64, extent, most int64) (now, ahead int6
 		switch {
 		case st.window == 0 || off < st.start || off >= st.next+extent:
 		case off < st.mark: // within what was asked for
-			return end, 0
+			return end, 0, extent
 		case off < st.next: // the reader came to what was asked for ahead
-			return end, st.ahead(most)
+			return end, st.ahead(most), extent
 		default:
-			return st.grow(off, end, extent, most)
+			unit = r.unit(off, extent, most)
+			now, ahead = st.grow(off, end, unit, extent, most)
+			return now, ahead, unit
 		}
 	}
-	r.streams[r.oldest] = newStream(off, end, extent)
+	unit = r.unit(off, extent, most)
+	next := max(off&^(unit-1)+unit, alignUp(end, extent))
+	r.streams[r.oldest] = stream{start: off, mark: next, next: next, window: extent}
 	r.oldest = (r.oldest + 1) % len(r.streams)
-	return end, 0
+	return end, 0, unit
 }
 
-func newStream(off, end, extent int64) stream {
-	next := alignUp(end, extent)
-	return stream{start: off, mark: next, next: next, window: extent}
+// unit takes note of a read beyond all that was asked for, and returns the unit
+// to ask in. The first in a region may be the only one, such as that of a header.
+// From the second on it is four extents, which takes a quarter of the round
+// trips from a program's start for a seventh more bytes; see BenchmarkColdStart of
+// tests/bench.
+func (r *readahead) unit(off, extent, most int64) (unit int64) {
+	region := off / most
+	if r.missed[region] {
+		return min(4*extent, most)
+	}
+	if r.missed == nil {
+		r.missed = make(map[int64]bool)
+	}
+	r.missed[region] = true
+	return extent
 }
 
 // ahead moves the bytes asked for ahead to the reader, and asks for the next.
@@ -60,9 +81,9 @@ func (st *stream) ahead(most int64) int64 {
 // second time in a row it also asks ahead, so that the reader sees no more
 // round trips; see BenchmarkColdSeq. The first time it does not: the end of
 // most files is near.
-func (st *stream) grow(off, end, extent, most int64) (now, ahead int64) {
+func (st *stream) grow(off, end, unit, extent, most int64) (now, ahead int64) {
 	st.window = min(2*st.window, most)
-	now = max(end, alignUp(off+1, extent)-extent+st.window)
+	now = max(end, off&^(extent-1)+st.window, off&^(unit-1)+unit)
 	st.start, st.mark, st.next = off, alignUp(now, extent), alignUp(now, extent)
 	if st.window < 4*extent && st.window < most {
 		return now, 0

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -129,14 +130,36 @@ func assertHello(t *testing.T, dev blockmount.Device, hint blockmount.FS, writab
 	assertNoLoop(t, dev.Path)
 }
 
+// assertNoLoop waits for the loop devices of path to go: other programs, as
+// they list loop devices, may have one open for a moment.
 func assertNoLoop(t *testing.T, path string) {
 	t.Helper()
-	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
-	for _, f := range files {
-		if text, _ := os.ReadFile(f); strings.TrimSpace(string(text)) == path {
+	deadline := time.After(10 * time.Second)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		f := loopOf(path)
+		if f == "" {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
 			t.Errorf("%s still serves %s", f, path)
+			return
 		}
 	}
+}
+
+// loopOf returns a file that says that a loop device serves path, or "".
+func loopOf(path string) string {
+	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file") // the pattern is sound
+	for _, f := range files {
+		if text, _ := os.ReadFile(f); strings.TrimSpace(string(text)) == path {
+			return f
+		}
+	}
+	return ""
 }
 
 func TestMountExt4(t *testing.T) {

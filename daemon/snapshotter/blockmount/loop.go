@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,9 +16,11 @@ import (
 const (
 	loopBlockSize = 512 // bytes: the sector of the devices that files stand in for
 
-	// loopAttempts bounds the race for a free loop device: between the kernel
-	// naming one and it being configured, another process may take it.
-	loopAttempts = 64
+	// loopPatience bounds the race for a free loop device: between the kernel
+	// naming one and it being configured, another process may take it, and on a
+	// busy machine its node is a while in coming or going.
+	loopPatience = 10 * time.Second
+	loopPause    = time.Millisecond
 )
 
 // openLoop returns a loop device that serves the file path, open: the one that
@@ -56,17 +59,17 @@ func attachLoop(path string, readOnly bool, flags uint32) (*os.File, error) {
 	cfg.Info.Flags = flags
 	copy(cfg.Info.File_name[:len(cfg.Info.File_name)-1], path)
 
-	for range loopAttempts {
+	for deadline := time.Now().Add(loopPatience); ; time.Sleep(loopPause) {
 		loop, err := configureFree(&cfg, mode)
 		if err == nil {
 			return loop, nil
 		}
 		// ENXIO and ENOENT: the node is being made or unmade.
-		if !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENXIO) && !errors.Is(err, unix.ENOENT) {
+		raced := errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENOENT)
+		if !raced || time.Now().After(deadline) {
 			return nil, fmt.Errorf("set up loop device: %w", err)
 		}
 	}
-	return nil, fmt.Errorf("set up loop device: others took each of %d free ones: %w", loopAttempts, unix.EBUSY)
 }
 
 func configureFree(cfg *unix.LoopConfig, mode int) (*os.File, error) {

@@ -83,13 +83,13 @@ var guests = []struct {
 }{
 	{
 		linux61,
-		[]string{"backend/tcmu", "tests/device", "cmd/overlaybd-blockd"},
+		[]string{"backend/fuse", "backend/tcmu", "tests/device", "cmd/overlaybd-blockd"},
 		[]string{"configfs", "target_core_user", "tcm_loop", "sd_mod", "fuse", "loop", "xfs"},
 		"root,fuse,loop,tcmu",
 	},
 	{
 		linux612,
-		[]string{"backend/tcmu", "backend/ublk", "tests/device", "cmd/overlaybd-blockd"},
+		[]string{"backend/fuse", "backend/tcmu", "backend/ublk", "tests/device", "cmd/overlaybd-blockd"},
 		[]string{"configfs", "target_core_user", "tcm_loop", "sd_mod", "ublk_drv", "fuse", "loop", "xfs"},
 		"root,fuse,loop,tcmu,ublk",
 	},
@@ -131,7 +131,7 @@ func TestGuests(t *testing.T) {
 // process that serves a device.
 func flags(pkg string) []string {
 	all := append([]string{"-test.v", "-test.timeout=12m"}, strings.Fields(os.Getenv("VMFLAGS"))...)
-	if n := os.Getenv("KILLS"); n != "" && strings.HasPrefix(pkg, "backend/") {
+	if n := os.Getenv("KILLS"); n != "" && (pkg == "backend/tcmu" || pkg == "backend/ublk") {
 		all = append(all, "-kills="+n)
 	}
 	return all

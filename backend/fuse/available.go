@@ -6,16 +6,20 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 )
 
 // Available says what the machine lacks to make devices and to put file
 // systems on them, and what to do about it, or nil.
-func Available() error {
+func Available() error { return available("/") }
+
+// available is Available for the machine whose files are below root.
+func available(root string) error {
 	for _, need := range []struct{ node, module string }{
 		{"/dev/fuse", "fuse"},
 		{"/dev/loop-control", "loop"},
 	} {
-		f, err := os.OpenFile(need.node, os.O_RDWR, 0)
+		f, err := os.OpenFile(filepath.Join(root, need.node), os.O_RDWR, 0)
 		switch {
 		case err == nil:
 			_ = f.Close()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,13 +21,14 @@ var modules = []struct{ name, sign string }{
 
 // Available says what the machine lacks to make devices, and what to do about
 // it, or nil.
-func Available() error {
-	const (
-		config = "/sys/kernel/config"
-		magic  = 0x62656570 // of configfs
-	)
+func Available() error { return available("/") }
+
+// available is Available for the machine whose files are below root.
+func available(root string) error {
+	const magic = 0x62656570 // of configfs
+	config := filepath.Join(root, "sys/kernel/config")
 	for _, m := range modules {
-		if _, err := os.Stat(m.sign); err != nil {
+		if _, err := os.Stat(filepath.Join(root, m.sign)); err != nil {
 			return fmt.Errorf("kernel module %s is not loaded: modprobe %[1]s", m.name)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
 
 	"github.com/overlaybd-go/overlaybd/backend/ublk/internal/driver"
@@ -16,16 +17,21 @@ import (
 
 // Available says what the machine lacks to make devices, and what to do about
 // it, or nil.
-func Available() error {
-	k, err := driver.Open()
+func Available() error { return available("/") }
+
+// available is Available for the machine whose files are below root.
+func available(root string) error {
+	k, err := driver.Open(filepath.Join(root, driver.ControlPath))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if _, err := os.Stat("/sys/module/ublk_drv"); err != nil {
+		if _, err := os.Stat(filepath.Join(root, "sys/module/ublk_drv")); err != nil {
 			return errors.New("kernel module ublk_drv is not loaded: modprobe ublk_drv")
 		}
 		return err
-	case err != nil:
+	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("no permission to make ublk devices: %w: run as root", err)
+	case err != nil:
+		return err
 	}
 	return errors.Join(ringsAvailable(), k.Close())
 }

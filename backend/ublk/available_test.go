@@ -1,24 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package ublk_test
+package ublk
 
 import (
 	"errors"
-	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/overlaybd-go/overlaybd/backend/ublk"
+	"golang.org/x/sys/unix"
 )
 
-// TestUnavailable asks for devices where there can be none.
-func TestUnavailable(t *testing.T) {
-	if _, err := os.Stat("/sys/module/ublk_drv"); !errors.Is(err, fs.ErrNotExist) {
-		t.Skip("the kernel has the driver")
+// TestAvailable asks machines that lack something what to do about it.
+func TestAvailable(t *testing.T) {
+	root := t.TempDir()
+	if err := available(root); err == nil || !strings.Contains(err.Error(), "modprobe ublk_drv") {
+		t.Errorf("without the driver: %v, want the module to load", err)
 	}
-	_, err := ublk.New(ublk.Options{Dir: t.TempDir()})
-	if err == nil || !strings.Contains(err.Error(), "ublk_drv is not loaded") {
-		t.Errorf("New without the driver = %v, want an error that names the module", err)
+	if err := os.MkdirAll(filepath.Join(root, "sys/module/ublk_drv"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := available(root); err == nil || !strings.Contains(err.Error(), "/dev/ublk-control") {
+		t.Errorf("without its device: %v, want the device's name", err)
+	}
+	control := filepath.Join(root, "dev/ublk-control")
+	if err := os.MkdirAll(control, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := available(root); !errors.Is(err, unix.EISDIR) || strings.Contains(err.Error(), "permission") {
+		t.Errorf("with a directory for a device: %v", err)
 	}
 }

@@ -123,7 +123,7 @@ func open(opts Options, use driver.Feature) (*Exporter, error) {
 	if err := Available(); err != nil {
 		return nil, err
 	}
-	k, err := driver.Open()
+	k, err := driver.Open(driver.ControlPath)
 	if err != nil {
 		return nil, err
 	}

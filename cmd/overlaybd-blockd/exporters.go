@@ -29,6 +29,7 @@ const tcmuLock = "/run/overlaybd-tcmu-%d.lock"
 // exporters are those of a daemon: the one of new devices, and those whose
 // devices an earlier process has left.
 type exporters struct {
+	kinds  []exporter.Kind
 	cfg    *conf.Config
 	log    *slog.Logger
 	daemon *blockd.Daemon
@@ -40,8 +41,7 @@ type exporters struct {
 // start chooses the exporter, makes those that are needed, and starts the
 // daemon on them.
 func (x *exporters) start(ctx context.Context) error {
-	kinds := exporter.Kinds()
-	choice, err := exporter.Choose(kinds, x.cfg.Blockd.Exporter)
+	choice, err := exporter.Choose(x.kinds, x.cfg.Blockd.Exporter)
 	if err != nil {
 		return err
 	}
@@ -51,7 +51,7 @@ func (x *exporters) start(ctx context.Context) error {
 		return err
 	}
 	var former []blockd.Exporter
-	for _, k := range kinds {
+	for _, k := range x.kinds {
 		if k.Name == choice.Name || !slices.Contains(names, k.Name) {
 			continue
 		}

@@ -5,12 +5,14 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/overlaybd-go/overlaybd/backend/tcmu"
+	"github.com/overlaybd-go/overlaybd/cmd/internal/exporter"
+	"github.com/overlaybd-go/overlaybd/conf"
 	"github.com/overlaybd-go/overlaybd/daemon/blockapi"
 	"github.com/overlaybd-go/overlaybd/image/spec"
 	"github.com/overlaybd-go/overlaybd/tests/need"
@@ -88,12 +90,14 @@ func TestOneDaemonOnly(t *testing.T) {
 // TestExporterMissing: an exporter that is named but cannot work is an error
 // that says what to do, not another exporter.
 func TestExporterMissing(t *testing.T) {
-	if tcmu.Available() == nil {
-		t.Skip("TCMU is there")
-	}
-	m := newMachine(t, "tcmu")
-	err := run(t.Context(), []string{"--config", m.file("config.toml")}, &bytes.Buffer{}, &bytes.Buffer{})
-	if err == nil || !strings.Contains(err.Error(), tcmu.Available().Error()) {
+	lacks := errors.New("kernel module is not loaded: modprobe it")
+	cfg := conf.Default()
+	cfg.Blockd.Exporter = "tcmu"
+	x := exporters{cfg: cfg, kinds: []exporter.Kind{
+		{Name: "tcmu", Available: func() error { return lacks }},
+		{Name: "fuse", Available: func() error { return nil }},
+	}}
+	if err := x.start(t.Context()); !errors.Is(err, lacks) {
 		t.Errorf("got %v, want what TCMU lacks", err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/overlaybd-go/overlaybd/cache"
+	"github.com/overlaybd-go/overlaybd/cmd/internal/exporter"
 	"github.com/overlaybd-go/overlaybd/conf"
 	"github.com/overlaybd-go/overlaybd/daemon"
 	"github.com/overlaybd-go/overlaybd/daemon/blockd"
@@ -74,7 +75,7 @@ func (n *node) wire(ctx context.Context, cfg *conf.Config, log *slog.Logger) (er
 	if err != nil {
 		return err
 	}
-	n.exporters = exporters{cfg: cfg, log: log, daemon: n.blockd}
+	n.exporters = exporters{kinds: exporter.Kinds(), cfg: cfg, log: log, daemon: n.blockd}
 	return n.exporters.start(ctx)
 }
 

@@ -6,10 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -132,15 +133,7 @@ func TestNodeOfAnother(t *testing.T) {
 			}
 		}
 		n.lose()
-		file := n.layers[n.addLayer(t, "another's")]
-		other, err = blockmount.AttachLoop(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = blockmount.DetachLoop(file) })
-		if nodes := fmt.Sprint(list); !strings.Contains(nodes, other) {
-			t.Skipf("the kernel gave %s, none of %s", other, nodes)
-		}
+		other = takeNode(t, list, n.layers[n.addLayer(t, "another's")])
 	})
 	r.wantFile(r.mounts("own"), "new", "1")
 	r.wantFile(r.mounts("c"), "name", "app")
@@ -152,4 +145,41 @@ func TestNodeOfAnother(t *testing.T) {
 	if err != nil || fs != "ext4" {
 		t.Errorf("another's disk holds %q, %v", fs, err)
 	}
+}
+
+// takeNode puts file on the loop device that one of the attachments was, and
+// returns that. Other programs may have all of them for a moment.
+func takeNode(t *testing.T, former []blockapi.Attachment, file string) (node string) {
+	t.Helper()
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	deadline, tick := time.After(time.Minute), time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		for _, a := range former {
+			if err = configureLoop(a.Path, f); err == nil {
+				t.Cleanup(func() { _ = blockmount.DetachLoop(file) })
+				return a.Path
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("none of %+v can be had: %v", former, err)
+		}
+	}
+}
+
+func configureLoop(node string, file *os.File) error {
+	loop, err := os.OpenFile(node, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer loop.Close()
+	cfg := unix.LoopConfig{Fd: uint32(file.Fd())}
+	copy(cfg.Info.File_name[:], file.Name())
+	return unix.IoctlLoopConfigure(int(loop.Fd()), &cfg)
 }

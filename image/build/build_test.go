@@ -346,18 +346,14 @@ func TestSynthetic(t *testing.T) { sameAsContainerd(t, imageLayers(e2e.Synthetic
 
 // TestDebian: a real system, with deletions over it.
 func TestDebian(t *testing.T) {
-	if testing.Short() {
-		t.Skip("installs Debian")
-	}
+	need.Time(t, "it installs Debian")
 	need.Root(t)
 	sameAsContainerd(t, imageLayers(e2e.Debian(t))...)
 }
 
 // TestPackages: Python, Node.js and PostgreSQL, a layer for every package.
 func TestPackages(t *testing.T) {
-	if testing.Short() {
-		t.Skip("downloads Debian packages")
-	}
+	need.Time(t, "it downloads Debian packages")
 	need.Root(t)
 	var layers []layer
 	for _, name := range e2e.Packages(t) {

@@ -24,9 +24,7 @@ const lastStep = "cleaning up"
 // TestDemo runs the demonstration to its end, and interrupts it at each step:
 // it shows its table, or says that it was interrupted, and leaves nothing.
 func TestDemo(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts containerd")
-	}
+	need.Time(t, "it starts containerd")
 	need.Root(t)
 	need.FUSE(t)
 	need.Loop(t)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -31,7 +32,6 @@ type exporter interface {
 type kind struct {
 	name  string
 	lacks func() error // says what the machine lacks, or nil
-	scsi  bool
 
 	// start makes an exporter. The directory is one of its own.
 	start func(dir string) (exporter, error)
@@ -49,7 +49,6 @@ var kinds = []kind{
 	{
 		name:  "tcmu",
 		lacks: tcmu.Available,
-		scsi:  true,
 		start: func(string) (exporter, error) { return tcmu.New(tcmu.Options{}) },
 	},
 	{
@@ -59,10 +58,14 @@ var kinds = []kind{
 	},
 }
 
-// each runs a test for every kind that the machine has means for.
-func each(t *testing.T, test func(t *testing.T, k kind)) {
+// each runs a test for every kind that the machine has means for, or for those
+// of the names alone.
+func each(t *testing.T, test func(t *testing.T, k kind), names ...string) {
 	t.Helper()
 	for _, k := range kinds {
+		if len(names) > 0 && !slices.Contains(names, k.name) {
+			continue
+		}
 		t.Run(k.name, func(t *testing.T) {
 			need.Root(t)
 			need.Capability(t, k.name, k.lacks())

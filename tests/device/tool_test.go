@@ -70,9 +70,6 @@ func TestDiscard(t *testing.T) {
 func TestSCSI(t *testing.T) {
 	const size = 8 << 20
 	each(t, func(t *testing.T, k kind) {
-		if !k.scsi {
-			t.Skip("no SCSI disk")
-		}
 		e := k.exporter(t)
 		v := newVolume(size)
 		marks := bytes.Repeat([]byte("overlay!"), 64)
@@ -89,7 +86,7 @@ func TestSCSI(t *testing.T) {
 				t.Errorf("READ(10) returns other bytes: %v", err)
 			}
 		}
-	})
+	}, "tcmu")
 }
 
 // askSCSI looks for words in what tools say. Some tools open a disk for

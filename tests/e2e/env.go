@@ -56,9 +56,7 @@ type Options struct {
 // When it ends, everything stops, and what is left behind fails it.
 func Start(t testing.TB, opts Options) *Env {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("starts containerd")
-	}
+	need.Time(t, "it starts containerd")
 	need.Root(t)
 	e := &Env{Dir: tempDir(t), Registry: opts.Registry, t: t}
 	if e.Registry == nil {

@@ -31,9 +31,7 @@ import (
 // gate skips a test that cannot start a node with the project's daemons.
 func gate(t *testing.T) {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("starts containerd")
-	}
+	need.Time(t, "it starts containerd")
 	need.Root(t)
 	need.FUSE(t)
 	need.Loop(t)

@@ -3,6 +3,7 @@
 package e2e_test
 
 import (
+	"errors"
 	"os"
 	"slices"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/overlaybd-go/overlaybd/tests/e2e"
+	"github.com/overlaybd-go/overlaybd/tests/need"
 )
 
 // TestBlockdKilled: a container whose device outlives its daemon waits for the
@@ -17,7 +19,7 @@ import (
 func TestBlockdKilled(t *testing.T) {
 	gate(t)
 	if exporter := os.Getenv("E2E_EXPORTER"); !slices.Contains([]string{"tcmu", "ublk"}, exporter) {
-		t.Skip("set E2E_EXPORTER to one whose devices outlive their daemon")
+		need.Capability(t, "survival", errors.New("E2E_EXPORTER names none whose devices outlive their daemon"))
 	}
 	registry := e2e.StartRegistry(t)
 	_, block := converted(t, registry, e2e.Synthetic(t))

@@ -42,8 +42,15 @@ func Loop(t testing.TB) {
 	check(t, "loop", err == nil && os.Geteuid() == 0, "/dev/loop-control cannot be opened by root")
 }
 
+// Time skips the test if tests are to be short, and says why it is not.
+func Time(t testing.TB, why string) {
+	t.Helper()
+	check(t, "time", !testing.Short(), why)
+}
+
 // Command skips the test unless the program name is on PATH or in the system's
-// sbin folders, and returns its path.
+// sbin folders, and returns its path. REQUIRE lists it by its name, or all of
+// them as "commands".
 func Command(t testing.TB, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
@@ -52,6 +59,9 @@ func Command(t testing.TB, name string) string {
 			break
 		}
 		path, err = exec.LookPath(filepath.Join(dir, name))
+	}
+	if err != nil && required("commands") {
+		t.Fatalf("%s is required: it is not installed; make setup installs it", name)
 	}
 	check(t, name, err == nil, name+" is not installed; make setup installs it")
 	return path
@@ -65,7 +75,7 @@ func Capability(t testing.TB, name string, err error) {
 }
 
 // check skips t when the capability name is absent, or fails it when REQUIRE
-// lists the name. "root" and every command are required by REQUIRE=all too.
+// lists the name, or "all".
 func check(t testing.TB, name string, ok bool, why string) {
 	t.Helper()
 	if ok {

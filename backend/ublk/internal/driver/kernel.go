@@ -22,9 +22,9 @@ type Kernel struct{ f *os.File }
 
 var _ Conn = (*Kernel)(nil)
 
-// Open opens the control device.
-func Open() (*Kernel, error) {
-	f, err := os.OpenFile(ControlPath, os.O_RDWR, 0)
+// Open opens the control device at path.
+func Open(path string) (*Kernel, error) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/overlaybd-go/overlaybd/fetcher/auth"
 	"github.com/overlaybd-go/overlaybd/fetcher/http"
 	"github.com/overlaybd-go/overlaybd/fetcher/limit"
+	"github.com/overlaybd-go/overlaybd/fetcher/rangeget"
 	"github.com/overlaybd-go/overlaybd/fetcher/s3"
 	"github.com/overlaybd-go/overlaybd/fetcher/source"
 )
@@ -50,20 +51,24 @@ func newBucket(cfg *conf.Config, s conf.Source) *s3.Opener {
 		Anonymous:       s.Anonymous,
 		Profile:         s.Profile,
 		CredentialsFile: s.CredentialsFile,
-		DialTimeout:     time.Duration(cfg.Registry.DialTimeout),
-		HeaderTimeout:   time.Duration(s.Timeout),
-		IdleTimeout:     time.Duration(s.Timeout),
+		Timeouts:        timeouts(cfg, s),
 	})
 }
 
 func newWeb(cfg *conf.Config, s conf.Source) *http.Opener {
 	return http.New(http.Options{
-		Credentials:   credentials(cfg),
-		UserAgent:     cfg.Registry.UserAgent,
+		Credentials: credentials(cfg),
+		UserAgent:   cfg.Registry.UserAgent,
+		Timeouts:    timeouts(cfg, s),
+	})
+}
+
+func timeouts(cfg *conf.Config, s conf.Source) rangeget.Timeouts {
+	return rangeget.Timeouts{
 		DialTimeout:   time.Duration(cfg.Registry.DialTimeout),
 		HeaderTimeout: time.Duration(s.Timeout),
 		IdleTimeout:   time.Duration(s.Timeout),
-	})
+	}
 }
 
 // credentials are those of registries and web servers.

@@ -21,6 +21,7 @@ import (
 	"github.com/overlaybd-go/overlaybd/fetcher/file"
 	"github.com/overlaybd-go/overlaybd/fetcher/limit"
 	"github.com/overlaybd-go/overlaybd/fetcher/mirror"
+	"github.com/overlaybd-go/overlaybd/fetcher/rangeget"
 	"github.com/overlaybd-go/overlaybd/fetcher/registry"
 	"github.com/overlaybd-go/overlaybd/fetcher/retry"
 	"github.com/overlaybd-go/overlaybd/image"
@@ -106,8 +107,10 @@ func newRegistry(cfg *conf.Config) *registry.Opener {
 		PlainHTTP:   r.PlainHTTP,
 		Credentials: credentials(cfg),
 		UserAgent:   r.UserAgent,
-		DialTimeout: time.Duration(r.DialTimeout),
-		IdleTimeout: time.Duration(r.IdleTimeout),
+		Timeouts: rangeget.Timeouts{
+			DialTimeout: time.Duration(r.DialTimeout),
+			IdleTimeout: time.Duration(r.IdleTimeout),
+		},
 	})
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/fetcher/auth"
 	"github.com/overlaybd-go/overlaybd/fetcher/fetchertest"
+	"github.com/overlaybd-go/overlaybd/fetcher/rangeget"
 	"github.com/overlaybd-go/overlaybd/fetcher/registry"
 	"github.com/overlaybd-go/overlaybd/fetcher/retry"
 	"github.com/overlaybd-go/overlaybd/image/spec"
@@ -41,7 +42,7 @@ const (
 // gives up after patience.
 func quick(patience time.Duration) nodeOptions {
 	return nodeOptions{
-		remote:   registry.Options{HeaderTimeout: 200 * time.Millisecond, IdleTimeout: 200 * time.Millisecond},
+		remote:   registry.Options{Timeouts: rangeget.Timeouts{HeaderTimeout: 200 * time.Millisecond, IdleTimeout: 200 * time.Millisecond}},
 		retry:    retry.Options{Budget: 50 * time.Millisecond, First: time.Millisecond, Longest: 10 * time.Millisecond},
 		cache:    cache.Options{ExtentSize: extent, MaxExtent: extent, MaxInflightBytes: 8 << 20},
 		patience: patience,

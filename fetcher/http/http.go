@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"time"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/fetcher/rangeget"
@@ -27,20 +26,11 @@ type Options struct {
 	UserAgent   string              // default "overlaybd"
 	TLS         *tls.Config         // nil means the system's roots
 
-	DialTimeout   time.Duration // for a connection; default 10 s
-	HeaderTimeout time.Duration // from the request to its answer's header, dialling included; default 30 s
-	IdleTimeout   time.Duration // for the next 16 KiB of a body; default 30 s
+	rangeget.Timeouts // IdleTimeout is for 16 KiB
 }
 
 func (o Options) withDefaults() Options {
-	set := func(d *time.Duration, v time.Duration) {
-		if *d <= 0 {
-			*d = v
-		}
-	}
-	set(&o.DialTimeout, 10*time.Second)
-	set(&o.HeaderTimeout, 30*time.Second)
-	set(&o.IdleTimeout, 30*time.Second)
+	o.Timeouts = o.Timeouts.WithDefaults()
 	if o.UserAgent == "" {
 		o.UserAgent = "overlaybd"
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/fetcher/fetchertest"
 	"github.com/overlaybd-go/overlaybd/fetcher/http"
+	"github.com/overlaybd-go/overlaybd/fetcher/rangeget"
 )
 
 func newOpener(t *testing.T, opts http.Options) *http.Opener {
@@ -120,7 +121,7 @@ func TestFaults(t *testing.T) {
 			for _, redirect := range []bool{false, true} {
 				reg := fetchertest.NewRegistry(t, fetchertest.Options{Redirect: redirect})
 				content := fetchertest.Content(300_000, 1)
-				o := newOpener(t, http.Options{HeaderTimeout: 100 * time.Millisecond, IdleTimeout: 100 * time.Millisecond})
+				o := newOpener(t, http.Options{Timeouts: rangeget.Timeouts{HeaderTimeout: 100 * time.Millisecond, IdleTimeout: 100 * time.Millisecond}})
 				b := open(t, o, reg.AddBlob("r", content))
 				want(t, b, content, 0)
 				reg.Fault(fault)

@@ -18,6 +18,26 @@ type Answer struct {
 	URL *url.URL // as asked for; Response.Request may be another
 }
 
+// Timeouts say how long to wait for a server.
+type Timeouts struct {
+	DialTimeout   time.Duration // for a connection; default 10 s
+	HeaderTimeout time.Duration // for an answer's header, with whatever has to be done before; default 30 s
+	IdleTimeout   time.Duration // for the next bytes of a body; default 30 s
+}
+
+// WithDefaults returns t with the defaults in place of what is not set.
+func (t Timeouts) WithDefaults() Timeouts {
+	set := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	set(&t.DialTimeout, 10*time.Second)
+	set(&t.HeaderTimeout, 30*time.Second)
+	set(&t.IdleTimeout, 30*time.Second)
+	return t
+}
+
 // A Watch says how long to wait for an answer.
 type Watch struct {
 	Header time.Duration // for its header, and whatever has to be done before

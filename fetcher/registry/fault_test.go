@@ -10,6 +10,7 @@ import (
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/fetcher/fetchertest"
+	"github.com/overlaybd-go/overlaybd/fetcher/rangeget"
 	"github.com/overlaybd-go/overlaybd/fetcher/registry"
 )
 
@@ -176,7 +177,7 @@ func TestStall(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			reg := fetchertest.NewRegistry(t, fetchertest.Options{})
-			o := newOpener(t, registry.Options{HeaderTimeout: 100 * time.Millisecond, IdleTimeout: 100 * time.Millisecond})
+			o := newOpener(t, registry.Options{Timeouts: rangeget.Timeouts{HeaderTimeout: 100 * time.Millisecond, IdleTimeout: 100 * time.Millisecond}})
 			b := open(t, o, reg.AddBlob(repo, fetchertest.Content(2000, 1)))
 			reg.Fault(fault)
 			err := readErr(t, b)

@@ -21,7 +21,6 @@ import (
 	"io/fs"
 	"net/http"
 	"sync"
-	"time"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/fetcher/rangeget"
@@ -39,20 +38,11 @@ type Options struct {
 	PlainHTTP   []string            // hosts whose https URLs are read by plain HTTP
 	TLS         *tls.Config         // where HostsDir has nothing for a host; nil means the system's roots
 
-	DialTimeout   time.Duration // for a connection; default 10 s, or less where hosts.toml says so
-	HeaderTimeout time.Duration // from the request to its answer's header, dialling included; default 30 s
-	IdleTimeout   time.Duration // between two bytes of a body; default 30 s
+	rangeget.Timeouts // hosts.toml may say less for DialTimeout; IdleTimeout is between two bytes
 }
 
 func (o Options) withDefaults() Options {
-	set := func(d *time.Duration, v time.Duration) {
-		if *d <= 0 {
-			*d = v
-		}
-	}
-	set(&o.DialTimeout, 10*time.Second)
-	set(&o.HeaderTimeout, 30*time.Second)
-	set(&o.IdleTimeout, 30*time.Second)
+	o.Timeouts = o.Timeouts.WithDefaults()
 	if o.UserAgent == "" {
 		o.UserAgent = "overlaybd"
 	}

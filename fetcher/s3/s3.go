@@ -21,9 +21,9 @@ import (
 	"regexp"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
+	"github.com/overlaybd-go/overlaybd/fetcher/rangeget"
 )
 
 // Options of an Opener. The zero value reads from Amazon's S3 with what its
@@ -42,21 +42,7 @@ type Options struct {
 	Profile         string // of the configuration and credentials files
 	CredentialsFile string // in place of ~/.aws; its default profile unless Profile names one
 
-	DialTimeout   time.Duration // for a connection; default 10 s
-	HeaderTimeout time.Duration // until an answer's header, finding credentials and dialling included; default 30 s
-	IdleTimeout   time.Duration // for the next 16 KiB of a body; default 30 s
-}
-
-func (o Options) withDefaults() Options {
-	set := func(d *time.Duration, v time.Duration) {
-		if *d <= 0 {
-			*d = v
-		}
-	}
-	set(&o.DialTimeout, 10*time.Second)
-	set(&o.HeaderTimeout, 30*time.Second)
-	set(&o.IdleTimeout, 30*time.Second)
-	return o
+	rangeget.Timeouts // IdleTimeout is for 16 KiB
 }
 
 // An Opener opens objects of s3 URLs as blobs.
@@ -73,7 +59,8 @@ var _ fetcher.Opener = (*Opener)(nil)
 // New returns an Opener. It looks for credentials at the first read, so that
 // what is wrong with them does not keep anyone from starting.
 func New(opts Options) *Opener {
-	return &Opener{opts: opts.withDefaults(), regions: map[string]string{}}
+	opts.Timeouts = opts.Timeouts.WithDefaults()
+	return &Opener{opts: opts, regions: map[string]string{}}
 }
 
 // Open opens the object ref's URL names. It sends no request when ref.Size is

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
+	"github.com/overlaybd-go/overlaybd/fetcher/rangeget"
 	"github.com/overlaybd-go/overlaybd/fetcher/s3"
 )
 
@@ -144,7 +145,7 @@ func rewrite(t *testing.T, path, access, secret string) {
 }
 
 func (s *server) options() s3.Options {
-	return s3.Options{Endpoint: s.URL, PathStyle: true, Anonymous: true, HeaderTimeout: 5 * time.Second, IdleTimeout: 5 * time.Second}
+	return s3.Options{Endpoint: s.URL, PathStyle: true, Anonymous: true, Timeouts: rangeget.Timeouts{HeaderTimeout: 5 * time.Second, IdleTimeout: 5 * time.Second}}
 }
 
 func newOpener(t *testing.T, opts s3.Options) *s3.Opener {

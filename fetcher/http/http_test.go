@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
 	nethttp "net/http"
 	"net/http/httptest"
 	"strings"
@@ -25,24 +24,6 @@ func newOpener(t *testing.T, opts http.Options) *http.Opener {
 	o := http.New(opts)
 	t.Cleanup(func() { _ = o.Close() })
 	return o
-}
-
-func open(t *testing.T, o fetcher.Opener, ref fetcher.Ref) fetcher.Blob {
-	t.Helper()
-	b, err := o.Open(t.Context(), ref)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = b.Close() })
-	return b
-}
-
-func want(t *testing.T, b fetcher.Blob, content []byte, off int) {
-	t.Helper()
-	p := make([]byte, 10)
-	if _, err := b.ReadAt(t.Context(), p, int64(off)); err != nil && !errors.Is(err, io.EOF) || !bytes.Equal(p, content[off:off+10]) {
-		t.Fatalf("read at %d: got %x, %v; want %x", off, p, err, content[off:off+10])
-	}
 }
 
 func readErr(t *testing.T, b fetcher.Blob, off int64) error {
@@ -97,7 +78,7 @@ func TestBlob(t *testing.T) {
 			if known {
 				ref.Size = int64(len(content))
 			}
-			return open(t, newOpener(t, http.Options{}), ref)
+			return fetchertest.Open(t, newOpener(t, http.Options{}), ref)
 		})
 	}
 }
@@ -122,14 +103,14 @@ func TestFaults(t *testing.T) {
 				reg := fetchertest.NewRegistry(t, fetchertest.Options{Redirect: redirect})
 				content := fetchertest.Content(300_000, 1)
 				o := newOpener(t, http.Options{Timeouts: rangeget.Timeouts{HeaderTimeout: 100 * time.Millisecond, IdleTimeout: 100 * time.Millisecond}})
-				b := open(t, o, reg.AddBlob("r", content))
-				want(t, b, content, 0)
+				b := fetchertest.Open(t, o, reg.AddBlob("r", content))
+				fetchertest.Want(t, b, content, 0, 10)
 				reg.Fault(fault)
 				if err := readErr(t, b, 290_000); !errors.Is(err, fetcher.ErrTemporary) || strings.Contains(err.Error(), "Signature") {
 					t.Errorf("got %v, want fetcher.ErrTemporary", err)
 				}
 				reg.ClearFaults()
-				want(t, b, content, 290_000)
+				fetchertest.Want(t, b, content, 290_000, 10)
 			}
 		})
 	}
@@ -140,7 +121,7 @@ func TestPermanentStatus(t *testing.T) {
 		401: fetcher.ErrUnauthorized, 403: fetcher.ErrUnauthorized, 404: fetcher.ErrNotFound, 410: fetcher.ErrNotFound,
 	} {
 		reg := fetchertest.NewRegistry(t, fetchertest.Options{})
-		b := open(t, newOpener(t, http.Options{}), reg.AddBlob("r", fetchertest.Content(2000, 1)))
+		b := fetchertest.Open(t, newOpener(t, http.Options{}), reg.AddBlob("r", fetchertest.Content(2000, 1)))
 		reg.Fault(fetchertest.Fault{Status: status, Times: -1})
 		if err := readErr(t, b, 0); !errors.Is(err, class) || errors.Is(err, fetcher.ErrTemporary) {
 			t.Errorf("status %d: got %v, want %v", status, err, class)
@@ -162,8 +143,8 @@ func TestReplacedFile(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFile(versions[0])
-			b := open(t, newOpener(t, http.Options{}), fetcher.Ref{URL: serve(t, f), Size: int64(len(old))})
-			want(t, b, old, 20_000)
+			b := fetchertest.Open(t, newOpener(t, http.Options{}), fetcher.Ref{URL: serve(t, f), Size: int64(len(old))})
+			fetchertest.Want(t, b, old, 20_000, 10)
 			f.now.Store(&versions[1])
 			for range 2 {
 				err := readErr(t, b, 30_000)
@@ -172,7 +153,7 @@ func TestReplacedFile(t *testing.T) {
 				}
 			}
 			f.now.Store(&versions[0])
-			want(t, b, old, 30_000)
+			fetchertest.Want(t, b, old, 30_000, 10)
 		})
 	}
 }
@@ -180,7 +161,7 @@ func TestReplacedFile(t *testing.T) {
 func TestSizeOfAnotherFile(t *testing.T) {
 	content := fetchertest.Content(5000, 1)
 	ref := fetcher.Ref{URL: serve(t, newFile(version{content, `"1"`, time.Time{}})), Size: 5001}
-	if err := readErr(t, open(t, newOpener(t, http.Options{}), ref), 0); !strings.Contains(err.Error(), "has 5000 bytes under that name, not 5001") {
+	if err := readErr(t, fetchertest.Open(t, newOpener(t, http.Options{}), ref), 0); !strings.Contains(err.Error(), "has 5000 bytes under that name, not 5001") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -189,11 +170,11 @@ func TestOpenSendsNothing(t *testing.T) {
 	f := newFile(version{content: make([]byte, 100)})
 	o := newOpener(t, http.Options{})
 	url := serve(t, f)
-	open(t, o, fetcher.Ref{URL: url, Size: 100})
+	fetchertest.Open(t, o, fetcher.Ref{URL: url, Size: 100})
 	if n := f.requests.Load(); n != 0 {
 		t.Errorf("%d requests to open a file of known size", n)
 	}
-	if b := open(t, o, fetcher.Ref{URL: url}); b.Size() != 100 || f.requests.Load() != 1 {
+	if b := fetchertest.Open(t, o, fetcher.Ref{URL: url}); b.Size() != 100 || f.requests.Load() != 1 {
 		t.Errorf("size %d after %d requests", b.Size(), f.requests.Load())
 	}
 }
@@ -210,17 +191,17 @@ func (o one) Lookup(context.Context, string) (fetcher.Credential, error) {
 func TestCredentialStaysAtItsHost(t *testing.T) {
 	reg := fetchertest.NewRegistry(t, fetchertest.Options{Auth: fetchertest.Basic, Username: "u", Password: "p", Redirect: true})
 	content := fetchertest.Content(2000, 1)
-	b := open(t, newOpener(t, http.Options{Credentials: one{Username: "u", Password: "p"}}), reg.AddBlob("r", content))
-	want(t, b, content, 0)
+	b := fetchertest.Open(t, newOpener(t, http.Options{Credentials: one{Username: "u", Password: "p"}}), reg.AddBlob("r", content))
+	fetchertest.Want(t, b, content, 0, 10)
 	reg.ExpireRedirects()
-	want(t, b, content, 1000)
+	fetchertest.Want(t, b, content, 1000, 10)
 	for _, q := range reg.Log() {
 		if (q.Authorization != "") != (q.Endpoint == fetchertest.Origin) {
 			t.Errorf("%s was shown %q", q.Endpoint, q.Authorization)
 		}
 	}
 	reg = fetchertest.NewRegistry(t, fetchertest.Options{Auth: fetchertest.Basic, Username: "u", Password: "p"})
-	b = open(t, newOpener(t, http.Options{}), reg.AddBlob("r", content))
+	b = fetchertest.Open(t, newOpener(t, http.Options{}), reg.AddBlob("r", content))
 	if err := readErr(t, b, 0); !errors.Is(err, fetcher.ErrUnauthorized) {
 		t.Errorf("without a credential: %v", err)
 	}

@@ -41,8 +41,8 @@ func TestFaults(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				reg := fetchertest.NewRegistry(t, fetchertest.Options{Redirect: redirect})
 				content := fetchertest.Content(300_000, 1)
-				b := open(t, newOpener(t, registry.Options{}), reg.AddBlob(repo, content))
-				want(t, b, content, 0, 10)
+				b := fetchertest.Open(t, newOpener(t, registry.Options{}), reg.AddBlob(repo, content))
+				fetchertest.Want(t, b, content, 0, 10)
 				f := c.fault
 				f.Times = 2 // net/http repeats a request itself when a kept connection is reset
 				if !f.Reset {
@@ -55,7 +55,7 @@ func TestFaults(t *testing.T) {
 					t.Errorf("got %v, want fetcher.ErrTemporary", err)
 				}
 				reg.ClearFaults()
-				want(t, b, content, 290_000, 10)
+				fetchertest.Want(t, b, content, 290_000, 10)
 			})
 		}
 	}
@@ -66,7 +66,7 @@ func TestPermanentStatus(t *testing.T) {
 		403: fetcher.ErrUnauthorized, 404: fetcher.ErrNotFound, 410: fetcher.ErrNotFound, 416: fetcher.ErrNotFound,
 	} {
 		reg := fetchertest.NewRegistry(t, fetchertest.Options{})
-		b := open(t, newOpener(t, registry.Options{}), reg.AddBlob(repo, fetchertest.Content(2000, 1)))
+		b := fetchertest.Open(t, newOpener(t, registry.Options{}), reg.AddBlob(repo, fetchertest.Content(2000, 1)))
 		reg.Fault(fetchertest.Fault{Status: status, Times: -1})
 		if err := readErr(t, b); !errors.Is(err, class) || errors.Is(err, fetcher.ErrTemporary) {
 			t.Errorf("status %d: got %v, want %v", status, err, class)
@@ -76,7 +76,7 @@ func TestPermanentStatus(t *testing.T) {
 
 func TestRetryAfterIsKept(t *testing.T) {
 	reg := fetchertest.NewRegistry(t, fetchertest.Options{})
-	b := open(t, newOpener(t, registry.Options{}), reg.AddBlob(repo, fetchertest.Content(2000, 1)))
+	b := fetchertest.Open(t, newOpener(t, registry.Options{}), reg.AddBlob(repo, fetchertest.Content(2000, 1)))
 	reg.Fault(fetchertest.Fault{Status: 429, RetryAfter: "7"})
 	err := readErr(t, b)
 	var ra *fetcher.RetryAfterError
@@ -88,18 +88,18 @@ func TestRetryAfterIsKept(t *testing.T) {
 func TestIgnoredRangeIsSliced(t *testing.T) {
 	reg := fetchertest.NewRegistry(t, fetchertest.Options{})
 	content := fetchertest.Content(100_000, 1)
-	b := open(t, newOpener(t, registry.Options{}), reg.AddBlob(repo, content))
+	b := fetchertest.Open(t, newOpener(t, registry.Options{}), reg.AddBlob(repo, content))
 	reg.Fault(fetchertest.Fault{IgnoreRange: true, Times: -1})
-	want(t, b, content, 0, 100)
-	want(t, b, content, 50_000, 100)
-	want(t, b, content, 99_900, 100)
+	fetchertest.Want(t, b, content, 0, 100)
+	fetchertest.Want(t, b, content, 50_000, 100)
+	fetchertest.Want(t, b, content, 99_900, 100)
 }
 
 func TestIgnoredRangeOfAnotherSize(t *testing.T) {
 	reg := fetchertest.NewRegistry(t, fetchertest.Options{})
 	ref := reg.AddBlob(repo, fetchertest.Content(100_000, 1))
 	ref.Size--
-	b := open(t, newOpener(t, registry.Options{}), ref)
+	b := fetchertest.Open(t, newOpener(t, registry.Options{}), ref)
 	reg.Fault(fetchertest.Fault{IgnoreRange: true})
 	if err := readErr(t, b); !errors.Is(err, fetcher.ErrTemporary) {
 		t.Errorf("got %v, want fetcher.ErrTemporary", err)
@@ -117,11 +117,11 @@ func TestExpiredRedirectIsResolvedOnce(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			reg := fetchertest.NewRegistry(t, fetchertest.Options{Auth: fetchertest.Bearer, Redirect: true})
 			content := fetchertest.Content(2000, 1)
-			b := open(t, newOpener(t, registry.Options{}), reg.AddBlob(repo, content))
-			want(t, b, content, 0, 10)
+			b := fetchertest.Open(t, newOpener(t, registry.Options{}), reg.AddBlob(repo, content))
+			fetchertest.Want(t, b, content, 0, 10)
 			reg.ResetLog()
 			expire(reg)
-			want(t, b, content, 1000, 10)
+			fetchertest.Want(t, b, content, 1000, 10)
 			if got := endpoints(reg.Log()); got != "storage origin storage" {
 				t.Errorf("got requests %q", got)
 			}
@@ -131,7 +131,7 @@ func TestExpiredRedirectIsResolvedOnce(t *testing.T) {
 
 func TestRedirectThatStaysRefused(t *testing.T) {
 	reg := fetchertest.NewRegistry(t, fetchertest.Options{Redirect: true})
-	b := open(t, newOpener(t, registry.Options{}), reg.AddBlob(repo, fetchertest.Content(2000, 1)))
+	b := fetchertest.Open(t, newOpener(t, registry.Options{}), reg.AddBlob(repo, fetchertest.Content(2000, 1)))
 	reg.Fault(fetchertest.Fault{Status: 403, Times: -1})
 	if err := readErr(t, b); !errors.Is(err, fetcher.ErrUnauthorized) {
 		t.Errorf("got %v, want fetcher.ErrUnauthorized", err)
@@ -145,7 +145,7 @@ func TestBadRedirects(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			reg := fetchertest.NewRegistry(t, fetchertest.Options{})
-			b := open(t, newOpener(t, registry.Options{}), reg.AddBlob(repo, fetchertest.Content(2000, 1)))
+			b := fetchertest.Open(t, newOpener(t, registry.Options{}), reg.AddBlob(repo, fetchertest.Content(2000, 1)))
 			reg.Fault(fetchertest.Fault{Status: 307, Location: location, Times: -1})
 			if err := readErr(t, b); err == nil {
 				t.Error("got no error")
@@ -160,14 +160,14 @@ func TestBadRedirects(t *testing.T) {
 func TestDownThenUp(t *testing.T) {
 	reg := fetchertest.NewRegistry(t, fetchertest.Options{})
 	content := fetchertest.Content(2000, 1)
-	b := open(t, newOpener(t, registry.Options{}), reg.AddBlob(repo, content))
-	want(t, b, content, 0, 10)
+	b := fetchertest.Open(t, newOpener(t, registry.Options{}), reg.AddBlob(repo, content))
+	fetchertest.Want(t, b, content, 0, 10)
 	reg.SetDown(true)
 	if err := readErr(t, b); !errors.Is(err, fetcher.ErrTemporary) {
 		t.Errorf("got %v, want fetcher.ErrTemporary", err)
 	}
 	reg.SetDown(false)
-	want(t, b, content, 1000, 10)
+	fetchertest.Want(t, b, content, 1000, 10)
 }
 
 func TestStall(t *testing.T) {
@@ -178,7 +178,7 @@ func TestStall(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			reg := fetchertest.NewRegistry(t, fetchertest.Options{})
 			o := newOpener(t, registry.Options{Timeouts: rangeget.Timeouts{HeaderTimeout: 100 * time.Millisecond, IdleTimeout: 100 * time.Millisecond}})
-			b := open(t, o, reg.AddBlob(repo, fetchertest.Content(2000, 1)))
+			b := fetchertest.Open(t, o, reg.AddBlob(repo, fetchertest.Content(2000, 1)))
 			reg.Fault(fault)
 			err := readErr(t, b)
 			if !errors.Is(err, fetcher.ErrTemporary) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
@@ -192,11 +192,11 @@ func TestRedirectWithinRegistryKeepsAuthorization(t *testing.T) {
 	reg := fetchertest.NewRegistry(t, fetchertest.Options{Auth: fetchertest.Bearer})
 	content := fetchertest.Content(2000, 1)
 	ref := reg.AddBlob(repo, content)
-	b := open(t, newOpener(t, registry.Options{}), ref)
+	b := fetchertest.Open(t, newOpener(t, registry.Options{}), ref)
 	reg.Fault(fetchertest.Fault{Status: 307, Location: ref.URL + "?from=gateway"})
-	want(t, b, content, 0, 10)
+	fetchertest.Want(t, b, content, 0, 10)
 	reg.ResetLog()
-	want(t, b, content, 1000, 10)
+	fetchertest.Want(t, b, content, 1000, 10)
 	if log := reg.Log(); len(log) != 1 || log[0].Query.Get("from") != "gateway" || log[0].Authorization == "" {
 		t.Errorf("warm read: got %+v, want one authorized request for where the redirect led", log)
 	}

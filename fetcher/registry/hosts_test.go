@@ -123,7 +123,7 @@ func at(ref fetcher.Ref, origin string) fetcher.Ref {
 func openMirrored(t *testing.T, opts registry.Options, ref fetcher.Ref) fetcher.Blob {
 	t.Helper()
 	o := newOpener(t, opts)
-	return open(t, mirror.New(o, o, mirror.Options{}), ref)
+	return fetchertest.Open(t, mirror.New(o, o, mirror.Options{}), ref)
 }
 
 func TestMirrorWithTLS(t *testing.T) {
@@ -145,12 +145,12 @@ X-Test = "yes"
 	content := fetchertest.Content(5000, 1)
 	b := openMirrored(t, registry.Options{HostsDir: string(dir), Credentials: static{Username: "u", Password: "pa55word"}},
 		at(reg.AddBlob(repo, content), "https://registry.example"))
-	want(t, b, content, 100, 1000)
+	fetchertest.Want(t, b, content, 100, 1000)
 	if err := os.RemoveAll(string(dir)); err != nil {
 		t.Fatal(err)
 	}
 	reg.ResetLog()
-	want(t, b, content, 2000, 1000) // the directory is not looked at any more
+	fetchertest.Want(t, b, content, 2000, 1000) // the directory is not looked at any more
 	if got := endpoints(reg.Log()); got != "storage" {
 		t.Errorf("warm read: got requests %q", got)
 	}
@@ -164,7 +164,7 @@ func TestMirrorIsToldNamespaceAndHeader(t *testing.T) {
 	for _, origin := range []string{"https://docker.io", "https://registry-1.docker.io"} {
 		reg.ResetLog()
 		b := openMirrored(t, registry.Options{HostsDir: string(dir)}, at(reg.AddBlob(repo, content), origin))
-		want(t, b, content, 0, 10)
+		fetchertest.Want(t, b, content, 0, 10)
 		log := reg.Log()
 		if q := log[0]; q.Query.Get("ns") != "docker.io" || q.Header["X-Test"][0] != "yes" {
 			t.Errorf("%s: mirror was asked %v with %v", origin, q.Query, q.Header)
@@ -194,9 +194,9 @@ func TestTLSIsVerified(t *testing.T) {
 			dir.write(t, "registry.example", "hosts.toml", fmt.Sprintf("server = %q\n%s\n", reg.URL(), c.toml))
 			content := fetchertest.Content(5000, 1)
 			ref := at(reg.AddBlob(repo, content), "https://registry.example")
-			b := open(t, newOpener(t, registry.Options{HostsDir: string(dir)}), ref)
+			b := fetchertest.Open(t, newOpener(t, registry.Options{HostsDir: string(dir)}), ref)
 			if c.ok {
-				want(t, b, content, 0, 10)
+				fetchertest.Want(t, b, content, 0, 10)
 				return
 			}
 			err := readErr(t, b)
@@ -214,7 +214,7 @@ func TestOverridePath(t *testing.T) {
 	content := fetchertest.Content(5000, 1)
 	ref := reg.AddBlob("proxy/"+repo, content)
 	ref.URL = strings.Replace(ref.URL, "/proxy/", "/", 1)
-	want(t, openMirrored(t, registry.Options{HostsDir: string(dir)}, at(ref, "https://registry.example")), content, 0, 10)
+	fetchertest.Want(t, openMirrored(t, registry.Options{HostsDir: string(dir)}, at(ref, "https://registry.example")), content, 0, 10)
 }
 
 func TestMirrorDownMeansOrigin(t *testing.T) {
@@ -223,7 +223,7 @@ func TestMirrorDownMeansOrigin(t *testing.T) {
 	dir := hostsDir(t.TempDir())
 	dir.write(t, "registry.example", "hosts.toml", fmt.Sprintf("server = %q\n[host.%q]\n", reg.URL(), down.URL()))
 	content := fetchertest.Content(5000, 1)
-	want(t, openMirrored(t, registry.Options{HostsDir: string(dir)}, at(reg.AddBlob(repo, content), "https://registry.example")), content, 0, 10)
+	fetchertest.Want(t, openMirrored(t, registry.Options{HostsDir: string(dir)}, at(reg.AddBlob(repo, content), "https://registry.example")), content, 0, 10)
 }
 
 func TestHostsAreReadAgainWhenChanged(t *testing.T) {
@@ -233,7 +233,7 @@ func TestHostsAreReadAgainWhenChanged(t *testing.T) {
 	content := fetchertest.Content(5000, 1)
 	for _, reg := range []*fetchertest.Registry{one, two} {
 		dir.write(t, "registry.example", "hosts.toml", fmt.Sprintf("server = %q\n", reg.URL()))
-		want(t, open(t, o, at(reg.AddBlob(repo, content), "https://registry.example")), content, 0, 10)
+		fetchertest.Want(t, fetchertest.Open(t, o, at(reg.AddBlob(repo, content), "https://registry.example")), content, 0, 10)
 	}
 	if len(one.Log()) != 1 || len(two.Log()) != 1 {
 		t.Errorf("got %d and %d requests, want 1 and 1", len(one.Log()), len(two.Log()))
@@ -248,10 +248,10 @@ func TestLocalhost(t *testing.T) {
 			reg := fetchertest.NewRegistry(t, m.opts)
 			content := fetchertest.Content(5000, 1)
 			o := newOpener(t, registry.Options{Credentials: m.cred})
-			b := open(t, o, at(reg.AddBlob(repo, content), "https://"+reg.Host()))
-			want(t, b, content, 0, 10)
+			b := fetchertest.Open(t, o, at(reg.AddBlob(repo, content), "https://"+reg.Host()))
+			fetchertest.Want(t, b, content, 0, 10)
 			reg.ResetLog()
-			want(t, b, content, 1000, 10)
+			fetchertest.Want(t, b, content, 1000, 10)
 			if n := len(reg.Log()); n != 1 {
 				t.Errorf("a warm read took %d requests", n)
 			}
@@ -271,7 +271,7 @@ func TestRedirectToPlainHTTPIsRefused(t *testing.T) {
 	content := fetchertest.Content(2000, 1)
 	ref := reg.AddBlob(repo, content)
 	reg.Fault(fetchertest.Fault{Status: 307, Location: plain.AddBlob(repo, content).URL + "?Signature=s3cr3t", Times: -1})
-	err := readErr(t, open(t, newOpener(t, registry.Options{HostsDir: string(dir)}), at(ref, "https://registry.example")))
+	err := readErr(t, fetchertest.Open(t, newOpener(t, registry.Options{HostsDir: string(dir)}), at(ref, "https://registry.example")))
 	if err == nil || len(plain.Log()) != 0 {
 		t.Errorf("got %v and %d plain requests", err, len(plain.Log()))
 	}

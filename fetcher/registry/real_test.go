@@ -31,27 +31,27 @@ func TestRealRegistry(t *testing.T) {
 	content := fetchertest.Content(1<<20+1, 1)
 	ref := push(t, base, content)
 	o := newOpener(t, registry.Options{Credentials: static{Username: "user", Password: "pa55word"}})
-	b := open(t, o, ref)
-	want(t, b, content, 12_345, 100_000)
-	want(t, b, content, len(content)-1, 1)
+	b := fetchertest.Open(t, o, ref)
+	fetchertest.Want(t, b, content, 12_345, 100_000)
+	fetchertest.Want(t, b, content, len(content)-1, 1)
 
 	unsized := ref
 	unsized.Size = 0
-	if got := open(t, o, unsized).Size(); got != int64(len(content)) {
+	if got := fetchertest.Open(t, o, unsized).Size(); got != int64(len(content)) {
 		t.Errorf("Size() = %d, want %d", got, len(content))
 	}
 	missing := ref
 	missing.URL = strings.Replace(ref.URL, "library/test", "library/none", 1)
-	if err := readErr(t, open(t, o, missing)); !errors.Is(err, fetcher.ErrNotFound) {
+	if err := readErr(t, fetchertest.Open(t, o, missing)); !errors.Is(err, fetcher.ErrNotFound) {
 		t.Errorf("missing: got %v, want fetcher.ErrNotFound", err)
 	}
 	longer := ref
 	longer.Size += 5000
-	_, err := open(t, o, longer).ReadAt(t.Context(), make([]byte, 10), int64(len(content))+100)
+	_, err := fetchertest.Open(t, o, longer).ReadAt(t.Context(), make([]byte, 10), int64(len(content))+100)
 	if !errors.Is(err, fetcher.ErrNotFound) {
 		t.Errorf("past the end: got %v, want fetcher.ErrNotFound", err)
 	}
-	if err := readErr(t, open(t, newOpener(t, registry.Options{}), ref)); !errors.Is(err, fetcher.ErrUnauthorized) {
+	if err := readErr(t, fetchertest.Open(t, newOpener(t, registry.Options{}), ref)); !errors.Is(err, fetcher.ErrUnauthorized) {
 		t.Errorf("anonymous: got %v, want fetcher.ErrUnauthorized", err)
 	}
 }

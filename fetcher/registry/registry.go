@@ -42,7 +42,7 @@ type Options struct {
 }
 
 func (o Options) withDefaults() Options {
-	o.Timeouts = o.Timeouts.WithDefaults()
+	o.Timeouts = o.WithDefaults()
 	if o.UserAgent == "" {
 		o.UserAgent = "overlaybd"
 	}

@@ -3,7 +3,6 @@
 package registry_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io/fs"
@@ -31,28 +30,6 @@ func newOpener(t *testing.T, opts registry.Options) *registry.Opener {
 	o := registry.New(opts)
 	t.Cleanup(func() { _ = o.Close() })
 	return o
-}
-
-func open(t *testing.T, o fetcher.Opener, ref fetcher.Ref) fetcher.Blob {
-	t.Helper()
-	b, err := o.Open(t.Context(), ref)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = b.Close() })
-	return b
-}
-
-// want reads n bytes at off and compares them with content.
-func want(t *testing.T, b fetcher.Blob, content []byte, off, n int) {
-	t.Helper()
-	p := make([]byte, n)
-	if got, err := b.ReadAt(t.Context(), p, int64(off)); got != n || err != nil {
-		t.Fatalf("ReadAt(%d bytes at %d) = %d, %v", n, off, got, err)
-	}
-	if !bytes.Equal(p, content[off:off+n]) {
-		t.Fatalf("ReadAt(%d bytes at %d) got other bytes", n, off)
-	}
 }
 
 // readErr returns the error of reading ten bytes at 1000, which must show
@@ -105,7 +82,7 @@ func TestBlob(t *testing.T) {
 			reg := fetchertest.NewRegistry(t, m.opts)
 			o := newOpener(t, registry.Options{Credentials: m.cred})
 			fetchertest.Run(t, func(t *testing.T, content []byte) fetcher.Blob {
-				return open(t, o, reg.AddBlob(repo, content))
+				return fetchertest.Open(t, o, reg.AddBlob(repo, content))
 			})
 		})
 	}
@@ -117,20 +94,20 @@ func TestWarmReadIsOneRequest(t *testing.T) {
 			reg := fetchertest.NewRegistry(t, m.opts)
 			o := newOpener(t, registry.Options{Credentials: m.cred})
 			content := fetchertest.Content(10_000, 1)
-			b := open(t, o, reg.AddBlob(repo, content))
+			b := fetchertest.Open(t, o, reg.AddBlob(repo, content))
 			if n := len(reg.Log()); n != 0 {
 				t.Errorf("opening a blob of known size sent %d requests", n)
 			}
-			want(t, b, content, 0, 10)
+			fetchertest.Want(t, b, content, 0, 10)
 			reg.ResetLog()
-			want(t, b, content, 5000, 100)
+			fetchertest.Want(t, b, content, 5000, 100)
 			log := reg.Log()
 			if len(log) != 1 || log[0].Off != 5000 || log[0].N != 100 {
 				t.Errorf("got %d requests: %+v; want one for 100 bytes at 5000", len(log), log)
 			}
 			second := fetchertest.Content(5000, 2)
 			reg.ResetLog()
-			want(t, open(t, o, reg.AddBlob(repo, second)), second, 0, 10)
+			fetchertest.Want(t, fetchertest.Open(t, o, reg.AddBlob(repo, second)), second, 0, 10)
 			if got := endpoints(reg.Log()); got != "origin" && got != "origin storage" {
 				t.Errorf("a second blob of the repository: got requests %q, want no authorization of its own", got)
 			}
@@ -141,7 +118,7 @@ func TestWarmReadIsOneRequest(t *testing.T) {
 func TestAuthorizationIsNotShownToRedirectHost(t *testing.T) {
 	reg := fetchertest.NewRegistry(t, fetchertest.Options{Auth: fetchertest.Bearer, Redirect: true})
 	content := fetchertest.Content(1000, 1)
-	want(t, open(t, newOpener(t, registry.Options{}), reg.AddBlob(repo, content)), content, 0, 10)
+	fetchertest.Want(t, fetchertest.Open(t, newOpener(t, registry.Options{}), reg.AddBlob(repo, content)), content, 0, 10)
 	for _, q := range reg.Log() {
 		if q.Endpoint == fetchertest.Storage && (q.Authorization != "" || len(q.Header["Referer"]) > 0) {
 			t.Errorf("redirect host was sent %v", q.Header)
@@ -160,7 +137,7 @@ func TestSizeUnknown(t *testing.T) {
 			for _, content := range [][]byte{fetchertest.Content(12_345, 1), nil} {
 				ref := reg.AddBlob(repo, content)
 				ref.Size = 0
-				if got := open(t, o, ref).Size(); got != int64(len(content)) {
+				if got := fetchertest.Open(t, o, ref).Size(); got != int64(len(content)) {
 					t.Errorf("Size() = %d, want %d", got, len(content))
 				}
 			}
@@ -177,7 +154,7 @@ func TestWrongCredentials(t *testing.T) {
 			t.Run(m.name+" "+name, func(t *testing.T) {
 				reg := fetchertest.NewRegistry(t, m.opts)
 				o := newOpener(t, registry.Options{Credentials: cred})
-				err := readErr(t, open(t, o, reg.AddBlob(repo, fetchertest.Content(2000, 1))))
+				err := readErr(t, fetchertest.Open(t, o, reg.AddBlob(repo, fetchertest.Content(2000, 1))))
 				if !errors.Is(err, fetcher.ErrUnauthorized) || errors.Is(err, fetcher.ErrTemporary) {
 					t.Errorf("got %v, want fetcher.ErrUnauthorized", err)
 				}
@@ -194,7 +171,7 @@ func TestMissingBlob(t *testing.T) {
 	ref := reg.AddBlob(repo, fetchertest.Content(2000, 1))
 	ref.URL = strings.Replace(ref.URL, repo, "library/other", 1)
 	o := newOpener(t, registry.Options{})
-	if err := readErr(t, open(t, o, ref)); !errors.Is(err, fetcher.ErrNotFound) {
+	if err := readErr(t, fetchertest.Open(t, o, ref)); !errors.Is(err, fetcher.ErrNotFound) {
 		t.Errorf("read: got %v, want fetcher.ErrNotFound", err)
 	}
 	ref.Size = 0
@@ -207,7 +184,7 @@ func TestRefLongerThanBlobIsNotFound(t *testing.T) {
 	reg := fetchertest.NewRegistry(t, fetchertest.Options{})
 	ref := reg.AddBlob(repo, fetchertest.Content(500, 1))
 	ref.Size = 2000
-	if err := readErr(t, open(t, newOpener(t, registry.Options{}), ref)); !errors.Is(err, fetcher.ErrNotFound) {
+	if err := readErr(t, fetchertest.Open(t, newOpener(t, registry.Options{}), ref)); !errors.Is(err, fetcher.ErrNotFound) {
 		t.Errorf("got %v, want fetcher.ErrNotFound", err)
 	}
 }
@@ -216,11 +193,11 @@ func TestTokenExpiresMidway(t *testing.T) {
 	reg := fetchertest.NewRegistry(t, fetchertest.Options{Auth: fetchertest.Bearer, Username: "u", Password: "pa55word"})
 	content := fetchertest.Content(2000, 1)
 	o := newOpener(t, registry.Options{Credentials: static{Username: "u", Password: "pa55word"}})
-	b := open(t, o, reg.AddBlob(repo, content))
-	want(t, b, content, 0, 10)
+	b := fetchertest.Open(t, o, reg.AddBlob(repo, content))
+	fetchertest.Want(t, b, content, 0, 10)
 	reg.ExpireTokens()
 	reg.ResetLog()
-	want(t, b, content, 1000, 10)
+	fetchertest.Want(t, b, content, 1000, 10)
 	if got := endpoints(reg.Log()); got != "origin token origin" {
 		t.Errorf("got requests %q", got)
 	}
@@ -229,14 +206,14 @@ func TestTokenExpiresMidway(t *testing.T) {
 func TestTokenServiceInTrouble(t *testing.T) {
 	reg := fetchertest.NewRegistry(t, fetchertest.Options{Auth: fetchertest.Bearer})
 	content := fetchertest.Content(2000, 1)
-	b := open(t, newOpener(t, registry.Options{}), reg.AddBlob(repo, content))
+	b := fetchertest.Open(t, newOpener(t, registry.Options{}), reg.AddBlob(repo, content))
 	reg.Fault(fetchertest.Fault{At: fetchertest.Token, Status: 503, RetryAfter: "3"})
 	err := readErr(t, b)
 	var ra *fetcher.RetryAfterError
 	if !errors.As(err, &ra) || ra.After != 3*time.Second {
 		t.Errorf("got %v, want fetcher.ErrTemporary after 3 s", err)
 	}
-	want(t, b, content, 0, 10)
+	fetchertest.Want(t, b, content, 0, 10)
 }
 
 func TestCancelAndClose(t *testing.T) {
@@ -247,7 +224,7 @@ func TestCancelAndClose(t *testing.T) {
 		for what, wantErr := range map[string]error{"cancel": context.Canceled, "close": fs.ErrClosed} {
 			t.Run(what+" "+name, func(t *testing.T) {
 				reg := fetchertest.NewRegistry(t, fetchertest.Options{})
-				b := open(t, newOpener(t, registry.Options{}), reg.AddBlob(repo, fetchertest.Content(2000, 1)))
+				b := fetchertest.Open(t, newOpener(t, registry.Options{}), reg.AddBlob(repo, fetchertest.Content(2000, 1)))
 				reg.Fault(fault)
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
@@ -300,7 +277,7 @@ func TestClosedOpener(t *testing.T) {
 	reg := fetchertest.NewRegistry(t, fetchertest.Options{Auth: fetchertest.Bearer})
 	ref := reg.AddBlob(repo, fetchertest.Content(2000, 1))
 	o := newOpener(t, registry.Options{})
-	b := open(t, o, ref)
+	b := fetchertest.Open(t, o, ref)
 	if err := o.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -318,8 +295,8 @@ func TestCloseReleasesGoroutines(t *testing.T) {
 			reg := fetchertest.NewRegistry(t, m.opts)
 			o := registry.New(registry.Options{Credentials: m.cred})
 			content := fetchertest.Content(2000, 1)
-			b := open(t, o, reg.AddBlob(repo, content))
-			want(t, b, content, 0, 10)
+			b := fetchertest.Open(t, o, reg.AddBlob(repo, content))
+			fetchertest.Want(t, b, content, 0, 10)
 			if _, err := fetcher.ReadRange(t.Context(), b, 0, 1000); err != nil { // left open
 				t.Fatal(err)
 			}

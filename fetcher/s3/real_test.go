@@ -61,13 +61,13 @@ func TestRealServerReplaced(t *testing.T) {
 	old := fetchertest.Content(50_000, 1)
 	put(t, s, old)
 	b := open(t, newOpener(t, opts), len(old))
-	want(t, b, old, 0)
+	fetchertest.Want(t, b, old, 0, 10)
 	put(t, s, fetchertest.Content(50_000, 2))
 	if err := readErr(t, b); errors.Is(err, fetcher.ErrTemporary) || !strings.Contains(err.Error(), "changed") {
 		t.Errorf("got %v, want a word about the change", err)
 	}
 	put(t, s, old)
-	want(t, b, old, 1000)
+	fetchertest.Want(t, b, old, 1000, 10)
 }
 
 // TestRealServerRefuses: what is wrong is told as what it is.

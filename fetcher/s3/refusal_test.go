@@ -86,8 +86,8 @@ func TestOtherRegion(t *testing.T) {
 			opts.Anonymous, opts.CredentialsFile = false, keys(t, "AK", "SK")
 			o := newOpener(t, opts)
 			s.answer(answer)
-			want(t, open(t, o, 2000), content, 0)
-			want(t, open(t, o, 2000), content, 0)
+			fetchertest.Want(t, open(t, o, 2000), content, 0, 10)
+			fetchertest.Want(t, open(t, o, 2000), content, 0, 10)
 			var scopes []string
 			for _, r := range s.requests() {
 				scopes = append(scopes, strings.Split(r.Header.Get("Authorization"), "/")[2])
@@ -140,8 +140,8 @@ func TestExpiredCredentials(t *testing.T) {
 		t.Errorf("%d requests, want one more with the credentials read anew", n)
 	}
 	rewrite(t, opts.CredentialsFile, "NEW", "SK")
-	want(t, b, content, 1000)
-	want(t, b, content, 0)
+	fetchertest.Want(t, b, content, 1000, 10)
+	fetchertest.Want(t, b, content, 0, 10)
 	if n := len(s.requests()); n != 3 {
 		t.Errorf("%d requests, want one with the old key and two with the new", n)
 	}
@@ -165,8 +165,8 @@ func TestClockSkew(t *testing.T) {
 		good(content)(w, r)
 	})
 	b := open(t, newOpener(t, opts), 2000)
-	want(t, b, content, 0)
-	want(t, b, content, 1000)
+	fetchertest.Want(t, b, content, 0, 10)
+	fetchertest.Want(t, b, content, 1000, 10)
 	if n := len(s.requests()); n != 3 {
 		t.Errorf("%d requests for two reads, want 3", n)
 	}

@@ -59,7 +59,7 @@ var _ fetcher.Opener = (*Opener)(nil)
 // New returns an Opener. It looks for credentials at the first read, so that
 // what is wrong with them does not keep anyone from starting.
 func New(opts Options) *Opener {
-	opts.Timeouts = opts.Timeouts.WithDefaults()
+	opts.Timeouts = opts.WithDefaults()
 	return &Opener{opts: opts, regions: map[string]string{}}
 }
 

@@ -48,8 +48,8 @@ func TestRequest(t *testing.T) {
 	opts := s.options()
 	opts.Anonymous, opts.RequesterPays, opts.CredentialsFile = false, true, keys(t, "AK", "SK")
 	b := open(t, newOpener(t, opts), 2000)
-	want(t, b, content, 0)
-	want(t, b, content, 1000)
+	fetchertest.Want(t, b, content, 0, 10)
+	fetchertest.Want(t, b, content, 1000, 10)
 	log := s.requests()
 	if len(log) != 2 {
 		t.Fatalf("%d requests for two reads", len(log))
@@ -71,7 +71,7 @@ func TestAnonymous(t *testing.T) {
 	s := newServer(t, content)
 	t.Setenv("AWS_ACCESS_KEY_ID", "AK")
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "SK")
-	want(t, open(t, newOpener(t, s.options()), 2000), content, 0)
+	fetchertest.Want(t, open(t, newOpener(t, s.options()), 2000), content, 0, 10)
 	if got := s.requests()[0].Header.Get("Authorization"); got != "" {
 		t.Errorf("sent %q", got)
 	}
@@ -131,12 +131,12 @@ func TestFaults(t *testing.T) {
 			opts := s.options()
 			opts.HeaderTimeout, opts.IdleTimeout = 200*time.Millisecond, 200*time.Millisecond
 			b := open(t, newOpener(t, opts), len(content))
-			want(t, b, content, 0)
+			fetchertest.Want(t, b, content, 0, 10)
 			s.answer(answer)
 			if err := readErr(t, b); !errors.Is(err, fetcher.ErrTemporary) || errors.Is(err, context.Canceled) {
 				t.Errorf("got %v, want fetcher.ErrTemporary", err)
 			}
-			want(t, b, content, 1000)
+			fetchertest.Want(t, b, content, 1000, 10)
 		})
 	}
 }
@@ -159,7 +159,7 @@ func TestReplacedObject(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newServer(t, old)
 			b := open(t, newOpener(t, s.options()), len(old))
-			want(t, b, old, 0)
+			fetchertest.Want(t, b, old, 0, 10)
 			s.answerAlways(replaced)
 			for range 2 {
 				if err := readErr(t, b); errors.Is(err, fetcher.ErrTemporary) || !strings.Contains(err.Error(), "changed") {

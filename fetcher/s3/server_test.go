@@ -6,9 +6,7 @@ import (
 	"bytes"
 	"crypto/md5" //nolint:gosec // what S3 makes ETags of
 	"encoding/hex"
-	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -19,6 +17,7 @@ import (
 	"time"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
+	"github.com/overlaybd-go/overlaybd/fetcher/fetchertest"
 	"github.com/overlaybd-go/overlaybd/fetcher/rangeget"
 	"github.com/overlaybd-go/overlaybd/fetcher/s3"
 )
@@ -157,20 +156,7 @@ func newOpener(t *testing.T, opts s3.Options) *s3.Opener {
 
 func open(t *testing.T, o fetcher.Opener, size int) fetcher.Blob {
 	t.Helper()
-	b, err := o.Open(t.Context(), fetcher.Ref{URL: objectURL, Size: int64(size)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = b.Close() })
-	return b
-}
-
-func want(t *testing.T, b fetcher.Blob, content []byte, off int) {
-	t.Helper()
-	p := make([]byte, 10)
-	if _, err := b.ReadAt(t.Context(), p, int64(off)); err != nil && !errors.Is(err, io.EOF) || !bytes.Equal(p, content[off:off+10]) {
-		t.Fatalf("read at %d: got %x, %v; want %x", off, p, err, content[off:off+10])
-	}
+	return fetchertest.Open(t, o, fetcher.Ref{URL: objectURL, Size: int64(size)})
 }
 
 func readErr(t *testing.T, b fetcher.Blob) error {

@@ -27,20 +27,17 @@ package fuse
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/backend/internal/roster"
 )
 
 // Options says where and how devices appear.
@@ -71,10 +68,7 @@ type Exporter struct {
 	opts    Options
 	buffers buffers
 
-	mu      sync.Mutex         // guards devices and closed
-	devices map[string]*Device // nil while being exported
-	closed  bool
-	exports sync.WaitGroup // exports under way; none starts once closed
+	devices roster.Roster[*Device]
 }
 
 var _ backend.Exporter = (*Exporter)(nil)
@@ -98,7 +92,7 @@ func New(opts Options) (*Exporter, error) {
 	if err := clearLeftovers(dir); err != nil {
 		return nil, err
 	}
-	return &Exporter{opts: opts, devices: make(map[string]*Device)}, nil
+	return &Exporter{opts: opts}, nil
 }
 
 // Export makes the device id, a *[Device].
@@ -120,19 +114,19 @@ func (e *Exporter) export(ctx context.Context, id string, v backend.Volume) (*De
 	if n := v.Size(); n < 0 || n%backend.SectorSize != 0 {
 		return nil, fmt.Errorf("volume of %d bytes: not whole sectors", n)
 	}
-	if err := e.reserve(id); err != nil {
-		return nil, err
-	}
-	defer e.exports.Done()
 	d := newDevice(ctx, id, filepath.Join(e.opts.Dir, id), v, &e.buffers)
-	if err := d.start(e.opts, func() { e.forget(id) }); err != nil {
+	made, err := e.devices.Add(id, d)
+	if err != nil {
 		d.cancel()
-		e.forget(id)
 		return nil, err
 	}
-	e.mu.Lock()
-	e.devices[id] = d
-	e.mu.Unlock()
+	defer made()
+	forget := func() { e.devices.Drop(id, d) }
+	if err := d.start(e.opts, forget); err != nil {
+		d.cancel()
+		forget()
+		return nil, err
+	}
 	return d, nil
 }
 
@@ -143,41 +137,9 @@ func checkID(id string) error {
 	return nil
 }
 
-func (e *Exporter) reserve(id string) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.closed {
-		return fs.ErrClosed
-	}
-	if _, ok := e.devices[id]; ok {
-		return fs.ErrExist
-	}
-	e.devices[id] = nil
-	e.exports.Add(1)
-	return nil
-}
-
-func (e *Exporter) forget(id string) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	delete(e.devices, id)
-}
-
 // Close removes every device. It fails with backend.ErrBusy, and leaves those
 // devices as they are, while some are in use; the exporter is closed when it
 // returns nil, and makes no new device as soon as it is called.
 func (e *Exporter) Close() error {
-	e.mu.Lock()
-	e.closed = true
-	e.mu.Unlock()
-	e.exports.Wait()
-
-	e.mu.Lock()
-	devices := slices.Collect(maps.Values(e.devices))
-	e.mu.Unlock()
-	var errs []error
-	for _, d := range devices {
-		errs = append(errs, d.Remove(context.Background()))
-	}
-	return errors.Join(errs...)
+	return e.devices.Close(func(d *Device) error { return d.Remove(context.Background()) })
 }

@@ -21,8 +21,8 @@ const SectorSize = 512
 // ErrBusy reports that a device is open or mounted.
 var ErrBusy = errors.New("device busy")
 
-// ErrOrphan reports that nobody knows what a device is to show.
-var ErrOrphan = errors.New("device belongs to nobody")
+// ErrGone reports that a device that was there is there no more.
+var ErrGone = errors.New("device gone")
 
 // A Volume is the virtual disk behind a block device: a fixed number of
 // sectors that can be read at random. A Volume is safe for concurrent use.
@@ -92,11 +92,19 @@ type Device interface {
 
 // A Recoverer is an Exporter whose devices outlive the process.
 type Recoverer interface {
-	// Recover resumes every device an earlier process left behind on the
-	// volume that open returns for its id. Requests that process left
-	// unanswered are served again. Where open fails the device stays
-	// suspended and the error is joined into the result, and calling Recover
-	// again tries again; a device for which it fails with ErrOrphan is removed
-	// unless it is in use.
-	Recover(ctx context.Context, open func(ctx context.Context, id string) (Volume, error)) ([]Device, error)
+	// Left returns the ids of the devices that an earlier process left behind
+	// and nobody serves; their users wait. What is left of devices that were
+	// being made or removed, and can have no users, it removes. With an error
+	// there may be ids all the same.
+	Left(ctx context.Context) (ids []string, err error)
+
+	// Resume serves such a device by v. Requests that the earlier process left
+	// unanswered are served again. The device owns v as after Export; when
+	// Resume fails the device stays as it was, and v the caller's. It fails with
+	// ErrGone where there is none any more.
+	Resume(ctx context.Context, id string, v Volume) (Device, error)
+
+	// Discard removes such a device, and fails with ErrBusy while it is in
+	// use. A missing one is no error.
+	Discard(ctx context.Context, id string) error
 }

@@ -50,7 +50,7 @@ func Main(m *testing.M, mk func(dir string) (Survivor, error)) {
 // parent is gone.
 func serve(e Survivor, dir string) error {
 	ctx := context.Background()
-	if _, err := e.Recover(ctx, filesOf(dir)); err != nil {
+	if _, err := Recover(ctx, e, filesOf(dir)); err != nil {
 		return err
 	}
 	files, err := os.ReadDir(dir)

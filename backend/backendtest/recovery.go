@@ -36,7 +36,26 @@ func RunRecovery(t *testing.T, r Recovery) {
 	t.Run("Kill", r.kill)
 	t.Run("KillWhileMaking", r.killWhileMaking)
 	t.Run("Abandon", r.abandon)
-	t.Run("Orphan", r.orphan)
+	t.Run("Discard", r.discard)
+}
+
+// Recover resumes every device that an earlier process left, on the volume that
+// open returns for its id.
+func Recover(ctx context.Context, e backend.Recoverer, open func(context.Context, string) (backend.Volume, error)) (devices []backend.Device, err error) {
+	ids, err := e.Left(ctx)
+	for _, id := range ids {
+		v, e1 := open(ctx, id)
+		if e1 == nil {
+			var d backend.Device
+			if d, e1 = e.Resume(ctx, id, v); e1 == nil {
+				devices = append(devices, d)
+				continue
+			}
+			e1 = errors.Join(e1, v.Close())
+		}
+		err = errors.Join(err, e1)
+	}
+	return devices, err
 }
 
 // dir returns a directory for volumes, with an empty one if it has a name.
@@ -81,7 +100,7 @@ func (r Recovery) removeAll(t *testing.T, dir string) {
 	t.Helper()
 	e, err := r.New(dir)
 	must(t, err)
-	devices, err := e.Recover(t.Context(), filesOf(dir))
+	devices, err := Recover(t.Context(), e, filesOf(dir))
 	if err != nil || len(devices) != 1 {
 		t.Errorf("recovered %d devices, %v, want one", len(devices), err)
 	}
@@ -103,7 +122,7 @@ func (r Recovery) killWhileMaking(t *testing.T) {
 		c.kill(t)
 		e, err := r.New(dir) // lets the dead go
 		must(t, err)
-		_, err = e.Recover(t.Context(), func(context.Context, string) (backend.Volume, error) {
+		_, err = Recover(t.Context(), e, func(context.Context, string) (backend.Volume, error) {
 			return NewMemVolume(1 << 20), nil
 		})
 		if err != nil {
@@ -136,25 +155,25 @@ func (r Recovery) abandon(t *testing.T) {
 	second, err := r.New(dir)
 	must(t, err)
 	wrong := func(context.Context, string) (backend.Volume, error) { return NewMemVolume(512), nil }
-	if devices, err := second.Recover(t.Context(), wrong); err == nil || len(devices) > 0 {
+	if devices, err := Recover(t.Context(), second, wrong); err == nil || len(devices) > 0 {
 		t.Errorf("recovered %d devices with a volume of another size, %v", len(devices), err)
 	}
-	devices, err := second.Recover(t.Context(), filesOf(dir))
+	devices, err := Recover(t.Context(), second, filesOf(dir))
 	if err != nil || len(devices) != 1 || devices[0].ID() != "abandon" || devices[0].Path() != d.Path() {
 		t.Fatalf("recovered %v, %v, want the device", devices, err)
 	}
 	l.Await(4 * workers)
 	l.Stop(t)
-	if again, err := second.Recover(t.Context(), filesOf(dir)); err != nil || len(again) != 0 {
+	if again, err := Recover(t.Context(), second, filesOf(dir)); err != nil || len(again) != 0 {
 		t.Errorf("recovered %d devices twice, %v", len(again), err)
 	}
 	must(t, second.Close())
 	r.Left(t)
 }
 
-// orphan removes a device that nobody knows any more, but not from under its
+// discard removes a device that nobody knows any more, but not from under its
 // users.
-func (r Recovery) orphan(t *testing.T) {
+func (r Recovery) discard(t *testing.T) {
 	dir := r.dir(t, "orphan")
 	first, err := r.New(dir)
 	must(t, err)
@@ -167,16 +186,24 @@ func (r Recovery) orphan(t *testing.T) {
 	must(t, first.Abandon())
 	second, err := r.New(dir)
 	must(t, err)
-	nobody := func(context.Context, string) (backend.Volume, error) { return nil, backend.ErrOrphan }
-	if devices, err := second.Recover(t.Context(), nobody); !errors.Is(err, backend.ErrBusy) || len(devices) > 0 {
-		t.Errorf("recovered %d devices, %v, want that it is in use", len(devices), err)
+	if err := second.Discard(t.Context(), "orphan"); !errors.Is(err, backend.ErrBusy) {
+		t.Errorf("discarded with %v, want that it is in use", err)
 	}
 	must(t, user.Close())
-	if devices, err := second.Recover(t.Context(), nobody); err != nil || len(devices) > 0 {
-		t.Errorf("recovered %d devices, %v, want none", len(devices), err)
+	for _, id := range []string{"orphan", "orphan", "never"} {
+		if err := second.Discard(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+	}
+	if ids, err := second.Left(t.Context()); err != nil || len(ids) > 0 {
+		t.Errorf("left: %q, %v, want none", ids, err)
+	}
+	missing := NewMemVolume(LoadSize)
+	if _, err := second.Resume(t.Context(), "orphan", missing); !errors.Is(err, backend.ErrGone) {
+		t.Errorf("resumed what is gone: %v", err)
 	}
 	if _, err := os.Stat(d.Path()); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the disk of an orphan: %v, want none", err)
+		t.Errorf("the disk of a discarded device: %v, want none", err)
 	}
 	must(t, second.Close())
 	r.Left(t)

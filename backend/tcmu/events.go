@@ -68,7 +68,7 @@ func (e *Exporter) added(ev genl.Event, uio configfs.UIO, store configfs.Backsto
 func (e *Exporter) claim(ev genl.Event, store configfs.Backstore) *Device {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	d := e.devices[store.ID]
+	d := e.devices.Get(store.ID)
 	if d == nil && e.opts.Adopt == nil {
 		e.unclaimed[store.ID] = ev
 	}
@@ -121,10 +121,12 @@ func (e *Exporter) serveForeign(uio configfs.UIO, store configfs.Backstore) erro
 		return err
 	}
 	d := e.newDevice(ctx, store.ID, v)
-	if err := e.reserve(d); err != nil {
+	made, err := e.devices.Add(store.ID, d)
+	if err != nil {
+		d.cancel()
 		return errors.Join(err, v.Close())
 	}
-	defer e.exports.Done()
+	defer made()
 	err = e.tree.SetSize(store, v.Size())
 	if err == nil {
 		err = d.connect(ctx, uio, unprepared)

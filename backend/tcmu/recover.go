@@ -7,87 +7,101 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/overlaybd-go/overlaybd/backend"
 	"github.com/overlaybd-go/overlaybd/backend/internal/claim"
+	"github.com/overlaybd-go/overlaybd/backend/internal/roster"
 	"github.com/overlaybd-go/overlaybd/backend/tcmu/internal/configfs"
 )
 
-// recoveries is how many devices are recovered at the same time.
+// recoveries is how much of what is left is removed at the same time.
 const recoveries = 16
 
-// Recover resumes every device of the tenant's that is not served by e. What
-// is left of devices that were being made or removed, and can have no users,
-// is removed, and so are orphans that have none.
-func (e *Exporter) Recover(ctx context.Context, open func(ctx context.Context, id string) (backend.Volume, error)) ([]backend.Device, error) {
+// Left returns the ids of the tenant's devices that e does not serve, and
+// removes what is left of those that can have no users.
+func (e *Exporter) Left(ctx context.Context) (ids []string, err error) {
 	stores, err := e.tree.Backstores(configfs.HBAOf(e.opts.Tenant))
 	if err != nil {
 		return nil, fmt.Errorf("list devices: %w", err)
 	}
-	var (
-		mu      sync.Mutex // guards devices and errs
-		devices []backend.Device
-		errs    []error
-		wg      sync.WaitGroup
-		turn    = make(chan struct{}, recoveries)
-	)
+	var unused []configfs.Backstore
 	for _, s := range stores {
-		turn <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-turn }()
-			d, err := e.recoverDevice(ctx, s, open)
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				errs = append(errs, fmt.Errorf("recover device %q: %w", s.ID, err))
-			}
-			if d != nil {
-				devices = append(devices, d)
-			}
-		})
+		switch {
+		case e.devices.Get(s.ID) != nil:
+		case e.tree.Attached(s):
+			ids = append(ids, s.ID)
+		default:
+			unused = append(unused, s)
+		}
 	}
-	wg.Wait()
-	return devices, errors.Join(errs...)
+	return ids, roster.Each(unused, recoveries, func(s configfs.Backstore) error {
+		if err := e.clear(ctx, s); err != nil {
+			return fmt.Errorf("remove what is left of device %q: %w", s.ID, err)
+		}
+		return nil
+	})
 }
 
-// recoverDevice returns nil without an error for what is no device to be
-// recovered.
-func (e *Exporter) recoverDevice(ctx context.Context, s configfs.Backstore, open func(context.Context, string) (backend.Volume, error)) (*Device, error) {
-	if e.lookup(s.ID) != nil {
-		return nil, nil
+// Resume serves the device id by v.
+func (e *Exporter) Resume(ctx context.Context, id string, v backend.Volume) (backend.Device, error) {
+	d, err := e.resume(ctx, id, v)
+	if err != nil {
+		return nil, fmt.Errorf("resume device %q: %w", id, err)
 	}
+	return d, nil
+}
+
+func (e *Exporter) resume(ctx context.Context, id string, v backend.Volume) (*Device, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if !e.tree.Attached(s) {
-		return nil, e.clear(ctx, s)
-	}
-	v, err := open(ctx, s.ID)
-	if errors.Is(err, backend.ErrOrphan) {
-		return nil, e.removeOrphan(ctx, s)
-	}
+	d := e.newDevice(ctx, id, v)
+	made, err := e.devices.Add(id, d)
 	if err != nil {
+		d.cancel()
 		return nil, err
 	}
-	d := e.newDevice(ctx, s.ID, v)
-	err = e.reserve(d)
-	if err == nil {
-		defer e.exports.Done()
-		err = d.resume(ctx)
-	}
-	if err == nil {
-		return d, nil
+	defer made()
+	attached := e.tree.Attached(d.store)
+	if attached {
+		if err = d.resume(ctx); err == nil {
+			return d, nil
+		}
+		attached = e.tree.Attached(d.store)
 	}
 	d.cancel()
 	e.forget(d)
-	if err = errors.Join(err, v.Close()); e.tree.Attached(s) {
+	if attached {
 		return nil, err
 	}
-	return nil, e.clear(ctx, s) // a dead process was about to remove it
+	// Somebody was about to remove it.
+	return nil, errors.Join(backend.ErrGone, e.clear(ctx, d.store))
+}
+
+// Discard removes the device id unless it is in use.
+func (e *Exporter) Discard(ctx context.Context, id string) error {
+	if err := e.discard(ctx, configfs.Backstore{HBA: configfs.HBAOf(e.opts.Tenant), ID: id}); err != nil {
+		return fmt.Errorf("discard device %q: %w", id, err)
+	}
+	return nil
+}
+
+func (e *Exporter) discard(ctx context.Context, s configfs.Backstore) error {
+	if e.tree.Attached(s) {
+		disk, err := e.tree.FindDisk(ctx, s)
+		if err != nil {
+			return err
+		}
+		c, err := claim.Take(disk.Node, disk.Dev)
+		if err != nil {
+			return err
+		}
+		defer c.Release()
+	}
+	return e.clear(ctx, s)
 }
 
 // resume serves a device that exists. After an error it is as it was, and the
@@ -121,20 +135,6 @@ func (d *Device) resume(ctx context.Context) error {
 	return nil
 }
 
-// removeOrphan removes a device that nobody knows, unless it is in use.
-func (e *Exporter) removeOrphan(ctx context.Context, s configfs.Backstore) error {
-	disk, err := e.tree.FindDisk(ctx, s)
-	if err != nil {
-		return err
-	}
-	c, err := claim.Take(disk.Node, disk.Dev)
-	if err != nil {
-		return fmt.Errorf("%w: %w", backend.ErrOrphan, err)
-	}
-	defer c.Release()
-	return e.clear(ctx, s)
-}
-
 // Config returns the configuration of the device id: what Options.Config said,
 // or the program that made it.
 func (e *Exporter) Config(id string) (string, error) {
@@ -148,10 +148,12 @@ func (e *Exporter) clear(ctx context.Context, s configfs.Backstore) error {
 	d := e.newDevice(ctx, s.ID, nothing{})
 	d.leftover = true
 	d.failed.Store(true) // every command is answered with an error
-	if err := e.reserve(d); err != nil {
+	made, err := e.devices.Add(s.ID, d)
+	if err != nil {
+		d.cancel()
 		return err
 	}
-	defer e.exports.Done()
+	defer made()
 	defer e.forget(d)
 	e.refuseUnclaimed(s)
 	for deadline := time.Now().Add(halfMade); ; {

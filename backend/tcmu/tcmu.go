@@ -7,7 +7,7 @@
 //
 // Requests come through a ring in memory shared with the kernel, and data is
 // read straight into it. Devices survive the process: their users wait until
-// the next one calls [Exporter.Recover].
+// the next one calls [Exporter.Resume].
 //
 // Three things to know:
 //
@@ -26,13 +26,12 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
-	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/backend/internal/roster"
 	"github.com/overlaybd-go/overlaybd/backend/tcmu/internal/configfs"
 	"github.com/overlaybd-go/overlaybd/backend/tcmu/internal/genl"
 )
@@ -104,11 +103,10 @@ type Exporter struct {
 	events *genl.Conn
 	loops  sync.WaitGroup // the goroutines that receive and answer events
 
-	mu        sync.Mutex            // guards devices, unclaimed and closed
-	devices   map[string]*Device    // from before the kernel knows of them
+	devices roster.Roster[*Device]
+
+	mu        sync.Mutex            // guards unclaimed; a device is looked up under it
 	unclaimed map[string]genl.Event // of devices, by id, that others make
-	closed    bool
-	exports   sync.WaitGroup // exports and recoveries under way; none starts once closed
 }
 
 var (
@@ -134,7 +132,6 @@ func New(opts Options) (*Exporter, error) {
 		opts:      opts,
 		tree:      configfs.Kernel,
 		events:    events,
-		devices:   make(map[string]*Device),
 		unclaimed: make(map[string]genl.Event),
 	}
 	e.loops.Go(e.receive)
@@ -166,10 +163,12 @@ func (e *Exporter) export(ctx context.Context, id string, v backend.Volume) (*De
 		return nil, err
 	}
 	d := e.newDevice(ctx, id, v)
-	if err := e.reserve(d); err != nil {
+	made, err := e.devices.Add(id, d)
+	if err != nil {
+		d.cancel()
 		return nil, err
 	}
-	defer e.exports.Done()
+	defer made()
 	if err := d.create(ctx, params); err != nil {
 		d.cancel()
 		e.forget(d)
@@ -201,41 +200,14 @@ func (e *Exporter) params(id string, v backend.Volume) (configfs.Params, error) 
 	return p, nil
 }
 
-// reserve makes d known to the events, and its id taken.
-func (e *Exporter) reserve(d *Device) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.closed {
-		return fs.ErrClosed
-	}
-	if _, ok := e.devices[d.ID()]; ok {
-		return fs.ErrExist
-	}
-	e.devices[d.ID()] = d
-	e.exports.Add(1)
-	return nil
-}
-
-func (e *Exporter) forget(d *Device) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.devices[d.ID()] == d {
-		delete(e.devices, d.ID())
-	}
-}
-
-func (e *Exporter) lookup(id string) *Device {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.devices[id]
-}
+func (e *Exporter) forget(d *Device) { e.devices.Drop(d.ID(), d) }
 
 // Close removes every device that e has made, and abandons those it adopted. It
 // fails with backend.ErrBusy, and leaves those devices as they are, while some
 // are in use; the exporter is closed when it returns nil, and makes no new
 // device as soon as it is called.
 func (e *Exporter) Close() error {
-	err := e.each(func(d *Device) error {
+	err := e.devices.Close(func(d *Device) error {
 		if d.foreign {
 			return d.abandon()
 		}
@@ -248,28 +220,9 @@ func (e *Exporter) Close() error {
 }
 
 // Abandon stops serving and closes the volumes, but leaves the devices to the
-// next process: whoever uses them waits for its Recover.
+// next process: whoever uses them waits for its Resume.
 func (e *Exporter) Abandon() error {
-	return errors.Join(e.each((*Device).abandon), e.tree.DestroyHBA(configfs.HBAOf(e.opts.Tenant)), e.stop())
-}
-
-// each ends the making of devices and calls f for all there are, at once.
-func (e *Exporter) each(f func(*Device) error) error {
-	e.mu.Lock()
-	e.closed = true
-	e.mu.Unlock()
-	e.exports.Wait()
-
-	e.mu.Lock()
-	devices := slices.Collect(maps.Values(e.devices))
-	e.mu.Unlock()
-	errs := make([]error, len(devices))
-	var wg sync.WaitGroup
-	for i, d := range devices {
-		wg.Go(func() { errs[i] = f(d) })
-	}
-	wg.Wait()
-	return errors.Join(errs...)
+	return errors.Join(e.devices.Close((*Device).abandon), e.tree.DestroyHBA(configfs.HBAOf(e.opts.Tenant)), e.stop())
 }
 
 // stop ends the receipt of events.

@@ -54,11 +54,15 @@ func checkNext(t *testing.T, f *fakeDriver, opts Options) {
 	if known != errors.Is(err, fs.ErrExist) || !known && err != nil {
 		t.Errorf("Export of an id that was left (%v) = %v", known, err)
 	}
-	devices, err := e.Recover(t.Context(), openVolume)
+	want := 1
+	if err == nil {
+		want++
+	}
+	devices, err := backendtest.Recover(t.Context(), e, openVolume)
 	if err != nil || len(devices) > 1 {
 		t.Errorf("recovered %d devices, %v", len(devices), err)
 	}
-	if got, want := f.number(), 1+len(e.devices); got != want {
+	if got, want := f.number(), want+len(devices); got != want {
 		t.Errorf("%d devices in the kernel, want %d", got, want)
 	}
 	if err := e.Close(); err != nil {
@@ -115,7 +119,7 @@ func crashOnce(t *testing.T, op string, features driver.Feature, at int, late bo
 	killed := survive(f, at, late, map[string]func(){
 		"export":  func() { _, _ = e.Export(t.Context(), "device", volume()) },
 		"remove":  func() { _ = d.Remove(t.Context()) },
-		"recover": func() { _, _ = e.Recover(t.Context(), openVolume) },
+		"recover": func() { _, _ = backendtest.Recover(t.Context(), e, openVolume) },
 	}[op])
 	if !killed {
 		return false
@@ -182,7 +186,7 @@ func TestStale(t *testing.T) {
 	}
 	f.foreign(0) // the machine has restarted, say
 	e = newFakeExporter(t, f, opts)
-	devices, err := e.Recover(t.Context(), openVolume)
+	devices, err := backendtest.Recover(t.Context(), e, openVolume)
 	if err != nil || len(devices) != 0 || f.number() != 1 || f.devices[0].info.State != driver.Live {
 		t.Errorf("recovered %d devices, %v; the other program's: %+v", len(devices), err, f.devices[0])
 	}
@@ -204,7 +208,7 @@ func TestDamagedRecord(t *testing.T) {
 		}
 	}
 	e = newFakeExporter(t, f, opts)
-	if devices, err := e.Recover(t.Context(), openVolume); err == nil || len(devices) != 0 {
+	if devices, err := backendtest.Recover(t.Context(), e, openVolume); err == nil || len(devices) != 0 {
 		t.Errorf("recovered %d devices, %v, want an error", len(devices), err)
 	}
 	if left, err := e.records.numbers(); err != nil || len(left) != 1 || left[0] != 3 {
@@ -229,15 +233,15 @@ func TestOpenFails(t *testing.T) {
 	fails := func(context.Context, string) (backend.Volume, error) { return nil, unix.ENOENT }
 	small := func(context.Context, string) (backend.Volume, error) { return backendtest.NewMemVolume(512), nil }
 	readOnly := func(context.Context, string) (backend.Volume, error) { return backendtest.ReadOnly(volume()), nil }
-	for name, open := range map[string]opener{"error": fails, "size": small, "read-only": readOnly} {
-		if devices, err := e.Recover(t.Context(), open); err == nil || len(devices) != 0 {
+	for name, open := range map[string]func(context.Context, string) (backend.Volume, error){"error": fails, "size": small, "read-only": readOnly} {
+		if devices, err := backendtest.Recover(t.Context(), e, open); err == nil || len(devices) != 0 {
 			t.Errorf("%s: recovered %d devices, %v", name, len(devices), err)
 		}
 		if _, err := e.Export(t.Context(), "device", volume()); !errors.Is(err, fs.ErrExist) {
 			t.Errorf("%s: Export of the id = %v, want fs.ErrExist", name, err)
 		}
 	}
-	if devices, err := e.Recover(t.Context(), openVolume); err != nil || len(devices) != 1 {
+	if devices, err := backendtest.Recover(t.Context(), e, openVolume); err != nil || len(devices) != 1 {
 		t.Errorf("recovered %d devices, %v, want one", len(devices), err)
 	}
 }
@@ -255,7 +259,7 @@ func TestTenants(t *testing.T) {
 	f.kill()
 	for tenant := range 2 {
 		e := newFakeExporter(t, f, Options{Dir: dir, Tenant: tenant})
-		devices, err := e.Recover(t.Context(), openVolume)
+		devices, err := backendtest.Recover(t.Context(), e, openVolume)
 		if err != nil || len(devices) != 1 {
 			t.Fatalf("tenant %d recovered %d devices, %v, want its own", tenant, len(devices), err)
 		}

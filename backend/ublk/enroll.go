@@ -6,10 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
+	"io/fs"
 	"math/rand/v2"
 	"os"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -40,19 +39,25 @@ func (e *Exporter) enroll(id string, from uint32) (record, error) {
 }
 
 func (e *Exporter) takeNumber(from uint32) (uint32, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	for n := from; n < maxNumber; n++ {
-		if e.numbers[n] {
-			continue
-		}
 		if _, err := os.Lstat(driver.CharPath(n)); err == nil {
-			continue // somebody else's
+			continue // ours or somebody else's
 		}
-		e.numbers[n] = true
-		return n, nil
+		if e.take(n) {
+			return n, nil
+		}
 	}
 	return 0, errors.New("no number is free")
+}
+
+func (e *Exporter) take(number uint32) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.numbers[number] {
+		return false
+	}
+	e.numbers[number] = true
+	return true
 }
 
 // strike removes the record of a device that does not exist.
@@ -67,28 +72,42 @@ func (e *Exporter) strike(r record) error {
 	return nil
 }
 
-// leave leaves a device, or what there is of it, to Recover.
+// leave leaves a device, or what there is of it, to who asks for what is left.
 func (e *Exporter) leave(r record) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.left[r.number] = r.id
 }
 
-// findLeft returns the numbers of the records that are of no device of e's.
-func (e *Exporter) findLeft() ([]uint32, error) {
+// findLeft notes the devices that records tell of.
+func (e *Exporter) findLeft() error {
 	numbers, err := e.records.numbers()
 	if err != nil {
-		return nil, fmt.Errorf("list devices: %w", err)
+		return fmt.Errorf("list devices: %w", err)
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	for _, n := range numbers {
-		if !e.numbers[n] {
-			r, _ := e.records.get(n) // Recover tells what is wrong with it
-			e.numbers[n], e.left[n] = true, r.id
+		r, err := e.records.get(n)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if e.take(n) {
+			r.number = n // Left tells what else is wrong with a damaged one
+			e.leave(r)
 		}
 	}
-	return slices.Collect(maps.Keys(e.left)), nil
+	return nil
+}
+
+// leftNumber returns the number of the device id that nobody serves.
+func (e *Exporter) leftNumber(id string) (number uint32, ok bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for n, left := range e.left {
+		if left == id {
+			return n, true
+		}
+	}
+	return 0, false
 }
 
 // ours reports whether the device of the record's number exists and is the one

@@ -68,7 +68,7 @@ func TestHalfTakenOver(t *testing.T) {
 			t.Fatal(err)
 		}
 		takeHalf(t, e, d.record, served)
-		devices, err := e.Recover(t.Context(), open)
+		devices, err := backendtest.Recover(t.Context(), e, open)
 		if err != nil || len(devices) != 1 {
 			t.Fatalf("%d queues of %d taken over: recovered %d devices, %v", served, queues, len(devices), err)
 		}

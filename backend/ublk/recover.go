@@ -6,122 +6,161 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/overlaybd-go/overlaybd/backend"
 	"github.com/overlaybd-go/overlaybd/backend/internal/claim"
+	"github.com/overlaybd-go/overlaybd/backend/internal/roster"
 	"github.com/overlaybd-go/overlaybd/backend/ublk/internal/driver"
 )
 
-// recoveries is how many devices are recovered at the same time.
+// recoveries is how many devices that were left are looked at, and removed, at
+// the same time.
 const recoveries = 16
-
-type opener = func(ctx context.Context, id string) (backend.Volume, error)
 
 func pid() int { return os.Getpid() }
 
-// Recover resumes every device of the tenant's that is not served by e. What
-// is left of devices that were being made or removed, and can have no users,
-// is removed, and so are orphans that have none.
-func (e *Exporter) Recover(ctx context.Context, open func(ctx context.Context, id string) (backend.Volume, error)) ([]backend.Device, error) {
-	numbers, err := e.findLeft()
-	if err != nil {
+// Left returns the ids of the tenant's devices that e does not serve, and
+// removes what is left of those that can have no users.
+func (e *Exporter) Left(ctx context.Context) (ids []string, err error) {
+	if err := e.findLeft(); err != nil {
 		return nil, err
 	}
-	var (
-		mu      sync.Mutex // guards devices and errs
-		devices []backend.Device
-		errs    []error
-		wg      sync.WaitGroup
-		turn    = make(chan struct{}, recoveries)
-	)
-	for _, n := range numbers {
-		turn <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-turn }()
-			d, err := e.recoverNumber(ctx, n, open)
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				errs = append(errs, err)
+	e.mu.Lock()
+	numbers := slices.Collect(maps.Keys(e.left))
+	e.mu.Unlock()
+	var mu sync.Mutex // guards ids
+	err = roster.Each(numbers, recoveries, func(n uint32) error {
+		r, i, err := e.identify(ctx, n)
+		switch {
+		case errors.Is(err, backend.ErrGone):
+			return nil
+		case err != nil:
+			return err
+		case !waits(i):
+			if err := e.clear(ctx, r); err != nil {
+				return fmt.Errorf("remove what is left of device %q: %w", r.id, err)
 			}
-			if d != nil {
-				devices = append(devices, d)
-			}
-		})
-	}
-	wg.Wait()
-	return devices, errors.Join(errs...)
+			return nil
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		ids = append(ids, r.id)
+		return nil
+	})
+	return ids, err
 }
 
-// recoverNumber returns nil without an error for what is no device to be
-// recovered.
-func (e *Exporter) recoverNumber(ctx context.Context, number uint32, open opener) (*Device, error) {
+// waits reports whether the users of a device wait for somebody to serve it. It
+// has none if it was never started, and no hope if it cannot be recovered.
+func waits(i driver.Info) bool { return i.State != driver.Dead && i.Features&driver.Recovery != 0 }
+
+// identify returns what the record and the kernel say of a device. It removes
+// the record of one that the kernel does not have, which is ErrGone.
+func (e *Exporter) identify(ctx context.Context, number uint32) (record, driver.Info, error) {
 	r, damaged := e.records.get(number)
 	i, err := e.control.Info(ctx, number)
 	switch {
 	case errors.Is(err, unix.ENODEV), err == nil && damaged == nil && i.Tag != r.tag:
-		return nil, e.strike(record{number: number})
+		if err := e.strike(record{number: number}); err != nil {
+			return record{}, driver.Info{}, err
+		}
+		return record{}, driver.Info{}, backend.ErrGone
 	case damaged != nil:
-		return nil, damaged // and who knows whose device that is
+		return record{}, driver.Info{}, damaged // and who knows whose device that is
+	case err != nil:
+		return record{}, driver.Info{}, fmt.Errorf("device %q: %w", r.id, err)
 	}
-	var d *Device
-	if err == nil {
-		d, err = e.recoverDevice(ctx, r, i, open)
-	}
+	return r, i, nil
+}
+
+// Resume serves the device id by v.
+func (e *Exporter) Resume(ctx context.Context, id string, v backend.Volume) (backend.Device, error) {
+	d, err := e.resume(ctx, id, v)
 	if err != nil {
-		return nil, fmt.Errorf("recover device %q: %w", r.id, err)
+		return nil, fmt.Errorf("resume device %q: %w", id, err)
 	}
 	return d, nil
 }
 
-// recoverDevice recovers the device that a record and the kernel tell of.
-func (e *Exporter) recoverDevice(ctx context.Context, r record, i driver.Info, open opener) (*Device, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	if i.State == driver.Dead || i.Features&driver.Recovery == 0 {
-		return nil, e.clear(ctx, r)
-	}
-	v, err := open(ctx, r.id)
-	if errors.Is(err, backend.ErrOrphan) {
-		return nil, e.removeOrphan(ctx, r)
+func (e *Exporter) resume(ctx context.Context, id string, v backend.Volume) (*Device, error) {
+	d := e.newDevice(ctx, id, v)
+	made, err := e.devices.Add(id, d)
+	if err == nil {
+		defer made()
+		if err = d.takeOver(ctx); err != nil {
+			e.forget(d)
+		}
 	}
 	if err != nil {
+		d.cancel()
 		return nil, err
 	}
-	d := e.newDevice(ctx, r.id, v)
-	d.record = r
-	if err := e.reserve(d, true); err != nil {
-		d.cancel()
-		return nil, errors.Join(err, v.Close())
+	return d, nil
+}
+
+// takeOver finds the device that was left, and serves it.
+func (d *Device) takeOver(ctx context.Context) error {
+	e := d.exporter
+	if err := ctx.Err(); err != nil {
+		return err
 	}
-	defer e.exports.Done()
+	number, ok := e.leftNumber(d.id)
+	if !ok {
+		return backend.ErrGone
+	}
+	r, i, err := e.identify(ctx, number)
+	if err != nil {
+		return err
+	}
+	if !waits(i) {
+		return errors.Join(backend.ErrGone, e.clear(ctx, r))
+	}
+	d.record = r
 	if err := d.resume(ctx, i); err != nil {
-		d.cancel()
-		e.forget(d)
-		return nil, errors.Join(err, v.Close())
+		return err
 	}
 	e.mu.Lock()
-	delete(e.left, r.number)
-	e.mu.Unlock()
-	return d, nil
+	defer e.mu.Unlock()
+	delete(e.left, number)
+	return nil
 }
 
-// removeOrphan removes a device that nobody knows, unless it is in use.
-func (e *Exporter) removeOrphan(ctx context.Context, r record) error {
-	if err := e.stopOrphan(ctx, r); err != nil {
+// Discard removes the device id unless it is in use.
+func (e *Exporter) Discard(ctx context.Context, id string) error {
+	if err := e.discard(ctx, id); err != nil {
+		return fmt.Errorf("discard device %q: %w", id, err)
+	}
+	return nil
+}
+
+func (e *Exporter) discard(ctx context.Context, id string) error {
+	number, ok := e.leftNumber(id)
+	if !ok {
+		return nil
+	}
+	r, i, err := e.identify(ctx, number)
+	switch {
+	case errors.Is(err, backend.ErrGone):
+		return nil
+	case err != nil:
 		return err
+	case waits(i):
+		if err := e.stopUnused(ctx, r); err != nil {
+			return err
+		}
 	}
 	return e.clear(ctx, r)
 }
 
-// stopOrphan makes the disk of an orphan disappear. It keeps the disk from
-// being used only so long: the kernel does not forget a device that is open.
-func (e *Exporter) stopOrphan(ctx context.Context, r record) error {
+// stopUnused makes the disk of a device disappear. It keeps the disk from being
+// used only so long: the kernel does not forget a device that is open.
+func (e *Exporter) stopUnused(ctx context.Context, r record) error {
 	p, err := e.control.Params(ctx, r.number)
 	if err != nil {
 		return err
@@ -132,7 +171,7 @@ func (e *Exporter) stopOrphan(ctx context.Context, r record) error {
 	}
 	c, err := claim.Take(n.path, n.dev)
 	if err != nil {
-		return fmt.Errorf("%w: %w", backend.ErrOrphan, err)
+		return err
 	}
 	defer c.Release()
 	return e.control.Stop(ctx, r.number)

@@ -6,7 +6,7 @@
 // queue of a disk has a thread of its own.
 //
 // Devices survive the process: their users wait until the next one calls
-// [Exporter.Recover].
+// [Exporter.Resume].
 //
 // It takes Linux 6.1. Before 6.5 the data of each request has memory of its own;
 // since then devices share buffers. Where a driver cannot let devices survive,
@@ -35,14 +35,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
 	"sync"
 
 	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/backend/internal/roster"
 	"github.com/overlaybd-go/overlaybd/backend/ublk/internal/driver"
 )
 
@@ -93,12 +92,11 @@ type Exporter struct {
 	buffers *buffers
 	close   func() error // of the connection to the driver
 
-	mu      sync.Mutex         // guards all below
-	devices map[string]*Device // from before the kernel knows of them
-	left    map[uint32]string  // ids of devices that a record tells of and nobody serves
-	numbers map[uint32]bool    // that have a record, or are about to
-	closed  bool
-	exports sync.WaitGroup // exports and recoveries under way; none starts once closed
+	devices roster.Roster[*Device]
+
+	mu      sync.Mutex        // guards all below
+	left    map[uint32]string // ids of devices that a record tells of and nobody serves
+	numbers map[uint32]bool   // that have a record, or are about to
 }
 
 var (
@@ -158,12 +156,10 @@ func newExporter(opts Options, conn driver.Conn, h host, use driver.Feature) (*E
 		records: records,
 		buffers: newBuffers(),
 		close:   func() error { return nil },
-		devices: make(map[string]*Device),
 		left:    make(map[uint32]string),
 		numbers: make(map[uint32]bool),
 	}
-	_, err = e.findLeft()
-	return e, err
+	return e, e.findLeft()
 }
 
 // Export makes the device id, a *[Device]. An id is a file name.
@@ -186,10 +182,17 @@ func (e *Exporter) export(ctx context.Context, id string, v backend.Volume) (*De
 		return nil, fmt.Errorf("volume of %d bytes: not whole sectors", size)
 	}
 	d := e.newDevice(ctx, id, v)
-	if err := e.reserve(d, false); err != nil {
+	made, err := e.devices.Add(id, d)
+	if err != nil {
+		d.cancel()
 		return nil, err
 	}
-	defer e.exports.Done()
+	defer made()
+	if _, ok := e.leftNumber(id); ok {
+		d.cancel()
+		e.forget(d)
+		return nil, fs.ErrExist
+	}
 	if err := d.create(ctx); err != nil {
 		d.cancel()
 		e.forget(d)
@@ -198,61 +201,20 @@ func (e *Exporter) export(ctx context.Context, id string, v backend.Volume) (*De
 	return d, nil
 }
 
-// reserve takes the id of d, unless it is taken, if only by a device that was
-// left and is not to be recovered now.
-func (e *Exporter) reserve(d *Device, recover bool) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.closed {
-		return fs.ErrClosed
-	}
-	if e.devices[d.id] != nil || !recover && slices.Contains(slices.Collect(maps.Values(e.left)), d.id) {
-		return fs.ErrExist
-	}
-	e.devices[d.id] = d
-	e.exports.Add(1)
-	return nil
-}
-
-func (e *Exporter) forget(d *Device) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.devices[d.id] == d {
-		delete(e.devices, d.id)
-	}
-}
+func (e *Exporter) forget(d *Device) { e.devices.Drop(d.id, d) }
 
 // Close removes every device. It fails with backend.ErrBusy, and leaves those
 // devices as they are, while some are in use; the exporter is closed when it
 // returns nil, and makes no new device as soon as it is called.
 func (e *Exporter) Close() error {
-	if err := e.each(func(d *Device) error { return d.Remove(context.Background()) }); err != nil {
+	if err := e.devices.Close(func(d *Device) error { return d.Remove(context.Background()) }); err != nil {
 		return err
 	}
 	return e.close()
 }
 
 // Abandon stops serving and closes the volumes, but leaves the devices to the
-// next process: whoever uses them waits for its Recover.
+// next process: whoever uses them waits for its Resume.
 func (e *Exporter) Abandon() error {
-	return errors.Join(e.each((*Device).abandon), e.close())
-}
-
-// each ends the making of devices and calls f for all there are, at once.
-func (e *Exporter) each(f func(*Device) error) error {
-	e.mu.Lock()
-	e.closed = true
-	e.mu.Unlock()
-	e.exports.Wait()
-
-	e.mu.Lock()
-	devices := slices.Collect(maps.Values(e.devices))
-	e.mu.Unlock()
-	errs := make([]error, len(devices))
-	var wg sync.WaitGroup
-	for i, d := range devices {
-		wg.Go(func() { errs[i] = f(d) })
-	}
-	wg.Wait()
-	return errors.Join(errs...)
+	return errors.Join(e.devices.Close((*Device).abandon), e.close())
 }

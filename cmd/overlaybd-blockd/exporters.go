@@ -46,10 +46,7 @@ func (x *exporters) start(ctx context.Context) error {
 		return err
 	}
 	x.log.Info("exporter chosen", slog.String("exporter", choice.Name), slog.String("reason", choice.Reason()))
-	names, err := x.daemon.Former()
-	if err != nil {
-		return err
-	}
+	names := x.daemon.Former()
 	var former []blockd.Exporter
 	for _, k := range x.kinds {
 		if k.Name == choice.Name || !slices.Contains(names, k.Name) {

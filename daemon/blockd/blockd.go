@@ -49,7 +49,8 @@ type Options struct {
 type Daemon struct {
 	opts    Options
 	records records
-	locks   keyedMutex // serialises the calls for one id
+	former  map[string]record // by id, as an earlier process has left them
+	locks   keyedMutex        // serialises the calls for one id
 
 	first     Exporter                    // of new devices
 	exporters map[string]backend.Exporter // all, by name; since Start
@@ -71,7 +72,11 @@ func New(opts Options) (*Daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Daemon{opts: opts, records: recs, exporters: make(map[string]backend.Exporter), devices: make(map[string]*device)}
+	former, err := recs.all()
+	if err != nil {
+		return nil, fmt.Errorf("read records of devices: %w", err)
+	}
+	d := &Daemon{opts: opts, records: recs, former: former, exporters: make(map[string]backend.Exporter), devices: make(map[string]*device)}
 	d.life, d.end = context.WithCancel(context.Background())
 	return d, nil
 }
@@ -251,10 +256,11 @@ func (d *Daemon) Detach(ctx context.Context, id string) error {
 }
 
 func (d *Daemon) remove(ctx context.Context, dev *device) error {
-	if dev.live == nil {
-		return d.removeSuspended(ctx, dev)
+	remove := func(ctx context.Context) error { return d.discard(ctx, dev) }
+	if dev.live != nil {
+		remove = dev.live.Remove
 	}
-	if err := dev.live.Remove(ctx); err != nil {
+	if err := remove(ctx); err != nil {
 		return err
 	}
 	return d.forget(dev.id)

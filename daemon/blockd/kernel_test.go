@@ -5,7 +5,6 @@ package blockd_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"maps"
 	"os"
@@ -102,41 +101,35 @@ func (p *process) serve(id string, v backend.Volume) (*served, error) {
 	return d, os.WriteFile(d.Path(), nil, 0o600)
 }
 
-// Recover is a backend.Recoverer's.
-func (p *process) Recover(ctx context.Context, open func(context.Context, string) (backend.Volume, error)) (all []backend.Device, err error) {
-	for _, id := range p.ids() {
-		d, e := p.recoverOne(ctx, id, open)
-		if e != nil {
-			err = errors.Join(err, fmt.Errorf("recover %s: %w", id, e))
-		}
-		if d != nil {
-			all = append(all, d)
-		}
-	}
-	return all, err
-}
-
-func (p *process) recoverOne(ctx context.Context, id string, open func(context.Context, string) (backend.Volume, error)) (*served, error) {
-	p.mu.Lock()
-	o := p.objects[id]
-	skip := o == nil || o.served != nil
-	p.mu.Unlock()
-	if skip {
-		return nil, nil
-	}
-	v, err := open(ctx, id)
+// Left, Resume and Discard are a backend.Recoverer's.
+func (p *process) Left(context.Context) (ids []string, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch {
-	case errors.Is(err, backend.ErrOrphan) && o.busy:
-		return nil, errors.Join(err, backend.ErrBusy)
-	case errors.Is(err, backend.ErrOrphan):
-		delete(p.objects, id)
-		return nil, nil
-	case err != nil:
-		return nil, err
+	for id, o := range p.objects {
+		if o.served == nil {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
+
+func (p *process) Resume(_ context.Context, id string, v backend.Volume) (backend.Device, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.objects[id] == nil {
+		return nil, backend.ErrGone
 	}
 	return p.serve(id, v)
+}
+
+func (p *process) Discard(_ context.Context, id string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if o := p.objects[id]; o != nil && o.busy {
+		return backend.ErrBusy
+	}
+	delete(p.objects, id)
+	return nil
 }
 
 // mortal is a process whose devices end with it.

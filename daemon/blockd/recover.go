@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,10 +27,7 @@ const (
 	maxResumePause = time.Minute
 )
 
-var (
-	errNotAsked  = errors.New("another device")
-	errNotServed = errors.New("being taken over from an earlier process")
-)
+var errNotServed = errors.New("being taken over from an earlier process")
 
 // An Exporter is a backend's, with its name in the configuration.
 type Exporter struct {
@@ -44,16 +43,12 @@ type configurer interface {
 
 // Former returns the names of the exporters of the devices that an earlier
 // process has left a record of.
-func (d *Daemon) Former() (names []string, err error) {
-	recs, err := d.records.all()
-	seen := make(map[string]bool)
-	for _, rec := range recs {
-		if !seen[rec.Exporter] {
-			names = append(names, rec.Exporter)
-		}
-		seen[rec.Exporter] = true
+func (d *Daemon) Former() []string {
+	names := make(map[string]bool)
+	for _, rec := range d.former {
+		names[rec.Exporter] = true
 	}
-	return names, err
+	return slices.Collect(maps.Keys(names))
 }
 
 // Start makes d serve. New devices are made by the first exporter; all devices
@@ -62,17 +57,13 @@ func (d *Daemon) Former() (names []string, err error) {
 // before the methods of blockapi.Service.
 func (d *Daemon) Start(ctx context.Context, first Exporter, former ...Exporter) error {
 	d.first = first
-	recs, err := d.records.all()
-	if err != nil {
-		return fmt.Errorf("read records of devices: %w", err)
-	}
 	for _, e := range append(former, first) {
 		d.exporters[e.Name] = e.Exporter
 		if r, ok := e.Exporter.(backend.Recoverer); ok {
-			d.find(ctx, e, r, recs)
+			d.find(ctx, e, r)
 		}
 	}
-	for id := range recs {
+	for id := range d.former {
 		if d.device(id) == nil { // it ended with its process, or before
 			if err := d.records.remove(id); err != nil {
 				return err
@@ -88,21 +79,21 @@ func (d *Daemon) Start(ctx context.Context, first Exporter, former ...Exporter) 
 
 // find puts the devices that an earlier process left in an exporter into the
 // table, and has what is left of half-made ones removed.
-func (d *Daemon) find(ctx context.Context, e Exporter, r backend.Recoverer, recs map[string]record) {
-	_, err := r.Recover(ctx, func(_ context.Context, id string) (backend.Volume, error) {
-		d.put(d.suspended(id, e, recs))
-		return nil, errNotAsked
-	})
-	if err := without(err, errNotAsked); err != nil {
+func (d *Daemon) find(ctx context.Context, e Exporter, r backend.Recoverer) {
+	ids, err := r.Left(ctx)
+	if err != nil {
 		d.opts.Logger.Warn("what is left of a device is not removed", slog.String("exporter", e.Name), slog.Any("err", err))
+	}
+	for _, id := range ids {
+		d.put(d.suspended(id, e))
 	}
 }
 
 // suspended returns the entry of a device that is not served yet. What other
 // programs have made, and their daemon served, there is no record of.
-func (d *Daemon) suspended(id string, e Exporter, recs map[string]record) *device {
-	path := recs[id].Spec
-	_, known := recs[id]
+func (d *Daemon) suspended(id string, e Exporter) *device {
+	rec, known := d.former[id]
+	path := rec.Spec
 	if c, ok := e.Exporter.(configurer); ok && !known {
 		config, err := c.Config(id)
 		if err != nil {
@@ -121,24 +112,6 @@ func (d *Daemon) suspended(id string, e Exporter, recs map[string]record) *devic
 func specPathOf(config string) string {
 	path, _, _ := strings.Cut(config, ";")
 	return path
-}
-
-// without returns err less those of the errors joined in it that are target.
-func without(err, target error) error {
-	var joined interface{ Unwrap() []error }
-	if !errors.As(err, &joined) {
-		if errors.Is(err, target) {
-			return nil
-		}
-		return err
-	}
-	var rest []error
-	for _, e := range joined.Unwrap() {
-		if !errors.Is(e, target) {
-			rest = append(rest, e)
-		}
-	}
-	return errors.Join(rest...)
 }
 
 // keepResuming tries until the device is served, or gone: nobody else may ask
@@ -179,7 +152,7 @@ func (d *Daemon) tryResume(id string) (over bool) {
 func (d *Daemon) resume(ctx context.Context, old *device) (*device, error) {
 	dev := d.newDevice(old.id, old.specPath, old.exporter)
 	dev.foreign = old.foreign
-	live, err := d.takeOver(ctx, dev, d.reopen)
+	live, err := d.takeOver(ctx, dev)
 	switch {
 	case err != nil:
 		dev.why = err
@@ -195,46 +168,51 @@ func (d *Daemon) resume(ctx context.Context, old *device) (*device, error) {
 	return dev, err
 }
 
-// takeOver has its exporter recover dev, and no other device, on the volume
-// that open returns. It returns nil if there is none any more.
-func (d *Daemon) takeOver(ctx context.Context, dev *device, open func(context.Context, *device) (backend.Volume, error)) (backend.Device, error) {
-	r, ok := d.exporters[dev.exporter].(backend.Recoverer)
-	if !ok {
-		return nil, fmt.Errorf("exporter %s: %w", dev.exporter, errors.ErrUnsupported)
-	}
-	all, err := r.Recover(ctx, func(ctx context.Context, id string) (backend.Volume, error) {
-		if id != dev.id {
-			return nil, errNotAsked
-		}
-		return open(ctx, dev)
-	})
-	if len(all) > 0 {
-		return all[0], nil
-	}
-	return nil, without(err, errNotAsked)
-}
-
-// reopen opens the volume of a device that exists. One whose spec is gone
-// belongs to nobody.
-func (d *Daemon) reopen(ctx context.Context, dev *device) (backend.Volume, error) {
+// takeOver has its exporter resume dev. It returns nil if there is none any
+// more: a device whose spec is gone belongs to nobody.
+func (d *Daemon) takeOver(ctx context.Context, dev *device) (backend.Device, error) {
 	v, err := spec.Load(dev.specPath)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %w", backend.ErrOrphan, err)
+		if e := d.discard(ctx, dev); e != nil {
+			return nil, fmt.Errorf("it belongs to nobody: %w: %w", err, e)
+		}
+		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	return d.openVolume(ctx, dev, v)
+	vol, err := d.openVolume(ctx, dev, v)
+	if err != nil {
+		return nil, err
+	}
+	r, err := d.recoverer(dev)
+	if err != nil {
+		return nil, errors.Join(err, vol.Close())
+	}
+	live, err := r.Resume(ctx, dev.id, vol)
+	switch {
+	case errors.Is(err, backend.ErrGone):
+		return nil, vol.Close()
+	case err != nil:
+		return nil, errors.Join(err, vol.Close())
+	}
+	return live, nil
 }
 
-// removeSuspended removes a device that is not served, whose lock is held,
-// without opening its volume.
-func (d *Daemon) removeSuspended(ctx context.Context, dev *device) error {
-	_, err := d.takeOver(ctx, dev, func(context.Context, *device) (backend.Volume, error) {
-		return nil, backend.ErrOrphan
-	})
+// discard removes a device that is not served.
+func (d *Daemon) discard(ctx context.Context, dev *device) error {
+	r, err := d.recoverer(dev)
 	if err != nil {
 		return err
 	}
-	return d.forget(dev.id)
+	return r.Discard(ctx, dev.id)
+}
+
+// recoverer returns the exporter of a device that outlived its process.
+func (d *Daemon) recoverer(dev *device) (backend.Recoverer, error) {
+	r, ok := d.exporters[dev.exporter].(backend.Recoverer)
+	if !ok {
+		return nil, fmt.Errorf("exporter %s: %w", dev.exporter, errors.ErrUnsupported)
+	}
+	return r, nil
 }

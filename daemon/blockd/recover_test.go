@@ -303,9 +303,9 @@ func TestFormerExporter(t *testing.T) {
 		if err != nil || a.Exporter != "mortal" {
 			t.Errorf("got %+v, %v, want one of the chosen exporter", a, err)
 		}
-		names, err := h.Former()
-		if err != nil || len(names) != 2 {
-			t.Errorf("there are records of %v, %v", names, err)
+		next, err := blockd.New(blockd.Options{StateDir: h.state})
+		if err != nil || len(next.Former()) != 2 {
+			t.Errorf("there are records of %v, %v", next.Former(), err)
 		}
 	}
 	for _, id := range []string{"1", "2"} {

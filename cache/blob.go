@@ -142,19 +142,19 @@ func (b *Blob) readFetched(ctx context.Context, p []byte, off, end int64) (int, 
 // want those up to end, if that is more, and the end of the bytes it brings. It
 // plans for what probably comes next.
 func (b *Blob) ask(ctx context.Context, off, stop, end int64) (f *fetch, reach int64, err error) {
-	extent, most := int64(b.s.c.opts.ExtentSize), int64(b.s.c.opts.MaxExtent)
+	extent, most := b.s.c.link.extent(int64(b.s.c.opts.ExtentSize)), int64(b.s.c.opts.MaxExtent)
 	if end > stop {
-		return b.first(ctx, want{off: off, end: end, until: max(stop, off+2*most)})
+		return b.first(ctx, want{off: off, end: end, until: max(stop, off+2*most), cut: cut{extent: extent}})
 	}
 	if b.s.c.degraded.Load() {
-		return b.first(ctx, want{off: off, end: stop, until: stop}) // what is ahead cannot be kept
+		return b.first(ctx, want{off: off, end: stop, until: stop, cut: cut{extent: extent}}) // what is ahead cannot be kept
 	}
 	now, ahead, unit := b.ahead.advance(off, stop, extent, most)
-	f, reach, err = b.first(ctx, want{off: off, end: now, until: now, unit: unit})
+	f, reach, err = b.first(ctx, want{off: off, end: now, until: now, cut: cut{extent, unit}})
 	if now = alignUp(now, extent); err != nil || now >= min(ahead, b.s.geo.size) {
 		return f, reach, err
 	}
-	next, _, _ := b.first(ctx, want{off: now, end: ahead, until: ahead, low: true})
+	next, _, _ := b.first(ctx, want{off: now, end: ahead, until: ahead, cut: cut{extent: extent}, low: true})
 	if next != nil {
 		next.release()
 	}
@@ -214,7 +214,8 @@ func (r *rangeReader) Read(p []byte) (int, error) {
 func (r *rangeReader) Close() error { return nil }
 
 // Prefetch arranges for bytes [off, off+n) to be on disk, and returns when
-// they are. It asks for memory after all reads, and holds a quarter of it at
+// they are. It fetches the blocks that hold these and no others, since its
+// caller knows what will be wanted, asks for memory after all reads, and holds a quarter of it at
 // most. It fails when the source does, and when the blocks cannot be kept.
 func (b *Blob) Prefetch(ctx context.Context, off, n int64) error {
 	if off < 0 || n < 0 {

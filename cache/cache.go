@@ -42,6 +42,7 @@ type Cache struct {
 	opts   Options
 	lock   *os.File
 	pool   pool
+	link   link
 	budget budget
 
 	queue    chan *fetch   // to the writer goroutine

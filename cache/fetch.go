@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
 )
@@ -99,16 +100,25 @@ func (f *fetch) fill(ctx context.Context) error {
 }
 
 func (f *fetch) stream(ctx context.Context) error {
+	asked := time.Now()
 	r, err := fetcher.ReadRange(ctx, f.b.src, f.off, f.n)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	idle := 0
-	for landed := int64(0); landed < f.n; {
+	idle, landed, begun := 0, int64(0), int64(0)
+	defer func() {
+		if begun > 0 {
+			f.s.c.link.last(time.Now(), landed-begun)
+		}
+	}()
+	for landed < f.n {
 		n, err := r.Read(f.buf.p[landed:])
 		if n > 0 {
-			idle = 0
+			if idle = 0; begun == 0 {
+				begun = int64(n)
+				f.s.c.link.first(time.Now(), time.Since(asked))
+			}
 			landed += int64(n)
 			f.advance(landed)
 			continue // an error comes again if it matters

@@ -12,8 +12,7 @@ type block int64
 type geometry struct {
 	size      int64 // of the blob
 	shift     uint  // log2 of the block size
-	extent    block // blocks in what one request asks for at least
-	maxExtent block // and at most
+	maxExtent block // blocks in what one request asks for at most
 }
 
 func newGeometry(size int64, o *Options) geometry {
@@ -21,7 +20,6 @@ func newGeometry(size int64, o *Options) geometry {
 	return geometry{
 		size:      size,
 		shift:     shift,
-		extent:    block(o.ExtentSize >> shift),
 		maxExtent: block(o.MaxExtent >> shift),
 	}
 }
@@ -54,10 +52,12 @@ func (g *geometry) whole(end int64) block {
 
 // window returns the blocks around b that one request may ask for when a
 // reader wants all up to end: all of the unit that b is in, to the end of the
-// last wanted extent, at most maxExtent. A unit is one extent or several.
-func (g *geometry) window(b, end, unit block) (lo, hi block) {
+// last wanted extent, at most maxExtent.
+func (g *geometry) window(b, end block, form cut) (lo, hi block) {
+	extent := max(g.blockAt(form.extent), 1)
+	unit := max(g.blockAt(form.unit), extent)
 	lo = b &^ (unit - 1)
-	hi = max(lo+unit, (end+g.extent-1)&^(g.extent-1))
+	hi = max(lo+unit, (end+extent-1)&^(extent-1))
 	return lo, min(hi, lo+g.maxExtent, g.count())
 }
 

@@ -18,9 +18,14 @@ const maxStarted = 8
 type want struct {
 	off, end int64 // bytes
 	until    int64 // requests that begin here or behind wait for another want
-	unit     int64 // what a request fills, if that is more than an extent
-	low      bool  // a prefetch
+	cut      cut
+	low      bool // a prefetch
 }
+
+// A cut is the form of requests, in bytes, powers of two: their ends are
+// aligned to extents, and they fill the unit that they begin in. Zero stands
+// for one block, or one extent.
+type cut struct{ extent, unit int64 }
 
 // plan sees to it that the blocks of w that are not on disk are on their way,
 // asking the source of b for those that nobody has asked for. It returns their
@@ -29,8 +34,8 @@ type want struct {
 func (s *store) plan(ctx context.Context, b *Blob, w want) (fetches []*fetch, reach int64, err error) {
 	lo, hi := s.geo.span(w.off, min(w.end, s.geo.size))
 	_, until := s.geo.span(w.off, min(w.until, s.geo.size))
-	unit := max(s.geo.extent, s.geo.blockAt(w.unit))
-	s.load(lo&^(unit-1), min(until+s.geo.maxExtent, s.geo.count())) // fetches may begin and end there
+	first, _ := s.geo.window(lo, hi, w.cut)
+	s.load(first, min(until+s.geo.maxExtent, s.geo.count())) // fetches may begin and end there
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if b.closed.Load() {
@@ -47,7 +52,7 @@ func (s *store) plan(ctx context.Context, b *Blob, w want) (fetches []*fetch, re
 			blk++
 			continue
 		default:
-			f = s.start(ctx, b, blk, hi, unit, w.low)
+			f = s.start(ctx, b, blk, hi, w.cut, w.low)
 			started++
 		}
 		if len(fetches) == 0 {
@@ -61,8 +66,8 @@ func (s *store) plan(ctx context.Context, b *Blob, w want) (fetches []*fetch, re
 }
 
 // start begins a fetch of the missing blocks around blk. s.mu is held.
-func (s *store) start(ctx context.Context, b *Blob, blk, hi, unit block, low bool) *fetch {
-	first, end := s.missing(blk, hi, unit)
+func (s *store) start(ctx context.Context, b *Blob, blk, hi block, form cut, low bool) *fetch {
+	first, end := s.missing(blk, hi, form)
 	f := &fetch{
 		s: s, b: b, first: first, end: end,
 		off:  s.geo.start(first),
@@ -80,8 +85,8 @@ func (s *store) start(ctx context.Context, b *Blob, blk, hi, unit block, low boo
 
 // missing returns the blocks around blk that are neither on disk nor on their
 // way, within the window that a reader who wants all up to hi may ask for.
-func (s *store) missing(blk, hi, unit block) (first, end block) {
-	lo, hi := s.geo.window(blk, hi, unit)
+func (s *store) missing(blk, hi block, form cut) (first, end block) {
+	lo, hi := s.geo.window(blk, hi, form)
 	absent := func(b block) bool { return !s.onDisk(b) && s.inflightAt(b) == nil }
 	for first = blk; first > lo && absent(first-1); first-- {
 	}

@@ -43,6 +43,10 @@ func (i Image) Size() (n int64) {
 // Build writes an image of the given platform and layers, bottom first, into
 // the new layout dir. The command is what a container runs by default.
 func Build(dir string, platform ocispec.Platform, command []string, layers ...Layer) (Image, error) {
+	return build(dir, platform, command, gzip.BestSpeed, layers...)
+}
+
+func build(dir string, platform ocispec.Platform, command []string, level int, layers ...Layer) (Image, error) {
 	if err := os.MkdirAll(filepath.Join(dir, "blobs", "sha256"), 0o755); err != nil {
 		return Image{}, err
 	}
@@ -50,7 +54,7 @@ func Build(dir string, platform ocispec.Platform, command []string, layers ...La
 	config := ocispec.Image{Platform: platform, RootFS: ocispec.RootFS{Type: "layers"}}
 	config.Config = ocispec.ImageConfig{Cmd: command, Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}, WorkingDir: "/"}
 	for i, l := range layers {
-		desc, diffID, err := img.writeLayer(l)
+		desc, diffID, err := img.writeLayer(l, level)
 		if err != nil {
 			return Image{}, fmt.Errorf("layer %d: %w", i, err)
 		}
@@ -142,14 +146,14 @@ func (i Image) blob(d digest.Digest) string {
 	return filepath.Join(i.Dir, "blobs", "sha256", d.Encoded())
 }
 
-func (i Image) writeLayer(l Layer) (desc ocispec.Descriptor, diffID digest.Digest, err error) {
+func (i Image) writeLayer(l Layer, level int) (desc ocispec.Descriptor, diffID digest.Digest, err error) {
 	f, err := os.CreateTemp(i.Dir, "layer-")
 	if err != nil {
 		return desc, "", err
 	}
 	defer f.Close()
 	blob, diff := digest.SHA256.Digester(), digest.SHA256.Digester()
-	zw, err := gzip.NewWriterLevel(io.MultiWriter(f, blob.Hash()), gzip.BestSpeed)
+	zw, err := gzip.NewWriterLevel(io.MultiWriter(f, blob.Hash()), level)
 	if err != nil {
 		return desc, "", err
 	}

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/time/rate"
 
 	"github.com/overlaybd-go/overlaybd/tests/need"
@@ -27,6 +28,7 @@ import (
 type Registry struct {
 	Host string // "127.0.0.1:port"
 
+	storage  string       // directory
 	served   atomic.Int64 // bytes of blobs
 	requests atomic.Int64 // for blobs
 	latency  atomic.Int64 // time.Duration before each answer
@@ -39,12 +41,19 @@ const shapeUnit = 32 << 10
 // StartRegistry starts an empty registry. Several nodes can share it.
 func StartRegistry(t testing.TB) *Registry {
 	t.Helper()
+	return OpenRegistry(t, filepath.Join(tempDir(t), "registry"))
+}
+
+// OpenRegistry starts a registry of what an earlier one has left in the
+// directory storage.
+func OpenRegistry(t testing.TB, storage string) *Registry {
+	t.Helper()
 	program := need.Command(t, "docker-registry")
 	dir := tempDir(t)
 	socket := filepath.Join(dir, "registry.sock")
 	config := filepath.Join(dir, "registry.yml")
 	text := fmt.Sprintf("version: 0.1\nlog: {level: warn}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {net: unix, addr: %s, secret: s}\n",
-		filepath.Join(dir, "registry"), socket)
+		storage, socket)
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +68,7 @@ func StartRegistry(t testing.TB) *Registry {
 		}
 		return c.Close()
 	})
-	r := &Registry{}
+	r := &Registry{storage: storage}
 	transport := &http.Transport{DialContext: dial, MaxIdleConnsPerHost: 64}
 	server := httptest.NewServer(r.proxy(transport))
 	t.Cleanup(func() {
@@ -69,6 +78,11 @@ func StartRegistry(t testing.TB) *Registry {
 	})
 	r.Host = strings.TrimPrefix(server.URL, "http://")
 	return r
+}
+
+// Blob returns the path of a blob that the registry has.
+func (r *Registry) Blob(d digest.Digest) string {
+	return filepath.Join(r.storage, "docker", "registry", "v2", "blobs", d.Algorithm().String(), d.Encoded()[:2], d.Encoded(), "data")
 }
 
 // Served returns how many bytes of blobs went out since Reset, and in how many

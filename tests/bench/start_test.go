@@ -5,8 +5,6 @@ package bench_test
 import (
 	"fmt"
 	"net/url"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -16,28 +14,11 @@ import (
 
 	"github.com/overlaybd-go/overlaybd/tests/bench/shape"
 	"github.com/overlaybd-go/overlaybd/tests/e2e"
-	"github.com/overlaybd-go/overlaybd/tests/need"
 )
 
 // far is how large registries are built: a round trip for TLS, tokens, blobs
 // in a store of their own. They answer in a few milliseconds.
 var far = shape.Options{TLS: true, Token: true, Redirect: true, Delay: 5 * time.Millisecond}
-
-// publish pushes img to a new registry, and what the convertor makes of it.
-func publish(tb testing.TB, img e2e.Image) *e2e.Registry {
-	tb.Helper()
-	need.Root(tb)
-	need.FUSE(tb)
-	need.Loop(tb)
-	registry := e2e.StartRegistry(tb)
-	registry.Push(tb, img, "image", "overlayfs")
-	convert := exec.CommandContext(tb.Context(), filepath.Join(e2e.Bin(tb), "convertor"), "-r", registry.Host+"/image",
-		"-i", "overlayfs", "-o", "overlaybd", "--plain", "--dir", tb.TempDir())
-	if out, err := convert.CombinedOutput(); err != nil {
-		tb.Fatalf("%v: %v\n%s", convert.Args, err, out)
-	}
-	return registry
-}
 
 // shaped puts the registry on a network.
 func shaped(tb testing.TB, registry *e2e.Registry, network shape.Profile) *shape.Proxy {
@@ -128,8 +109,13 @@ func (o *output) run(tb testing.TB, node *e2e.Env, snapshotter, ref, id string, 
 	if err := node.StreamCtr(tb.Context(), o, args...); err != nil {
 		tb.Fatal(err)
 	}
+	o.check(tb, command)
+}
+
+func (o *output) check(tb testing.TB, command []string) {
+	tb.Helper()
 	if got := o.text.String(); !strings.HasPrefix(got, "ready") {
-		tb.Fatalf("%v on %s said %q", command, snapshotter, got)
+		tb.Fatalf("%v said %q", command, got)
 	}
 }
 

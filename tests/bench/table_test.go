@@ -21,6 +21,9 @@ func printStarts(w io.Writer, pairs []*pair) error {
 			start
 			ratio float64
 		}{{"overlayfs", median(p.plain), 1}, {"overlaybd", median(p.block), p.ratio()}} {
+			if r.first.IsZero() {
+				continue
+			}
 			s, chain := r.summary(), r.log.Chain()
 			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%.2f\t%s\t%d\t%d\t%.1f\t%.0f %%\t%.1f\t%d\t%d\t%s\t%s\t%d\t\n", p.network, p.workload, r.name,
 				seconds(r.pulled.Sub(r.begun)), seconds(r.took()), r.ratio, seconds(r.again),

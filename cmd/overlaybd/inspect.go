@@ -116,9 +116,13 @@ func inspectLayer(ctx context.Context, l *layerFile) (*layerDescription, error) 
 		return nil, err
 	}
 	t := layer.Trailer()
+	h, err := layer.Header(ctx)
+	if err != nil {
+		return nil, err
+	}
 	d := &layerDescription{
 		VirtualSize: layer.VirtualSize(), UUID: t.UUID, ParentUUID: t.ParentUUID, UserTag: t.UserTag,
-		Header: describeHeader(layer.Header()), Trailer: describeHeader(t),
+		Header: describeHeader(h), Trailer: describeHeader(t),
 	}
 	for m := range layer.Mappings() {
 		n := int64(m.Sectors * lsmt.SectorSize)

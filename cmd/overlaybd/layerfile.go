@@ -80,6 +80,9 @@ func (l *layerFile) openLayer(ctx context.Context) (*lsmt.Layer, error) {
 		return nil, noLayer(errors.New("the content is not a layer of a block image"))
 	}
 	layer, err := lsmt.Open(ctx, l.content)
+	if err == nil {
+		_, err = layer.Header(ctx) // which Open has no need of
+	}
 	switch {
 	case err == nil:
 		return layer, nil

@@ -105,7 +105,11 @@ func (v *verdict) check(ctx context.Context, path string, progress func(done, to
 	if err != nil {
 		return err
 	}
-	v.checkMappings(layer)
+	h, err := layer.Header(ctx)
+	if err != nil {
+		return err
+	}
+	v.checkMappings(layer, h)
 	return nil
 }
 
@@ -135,8 +139,8 @@ func (v *verdict) checkBytes(ctx context.Context, l *layerFile, progress func(do
 }
 
 // checkMappings holds the mappings, whose order and sources Open has checked,
-// against the volume.
-func (v *verdict) checkMappings(layer *lsmt.Layer) {
+// against the volume, and the names in the trailer against the header h.
+func (v *verdict) checkMappings(layer *lsmt.Layer, h lsmt.Header) {
 	var beyond int64
 	for m := range layer.Mappings() {
 		v.Mappings++
@@ -147,7 +151,7 @@ func (v *verdict) checkMappings(layer *lsmt.Layer) {
 	if beyond > 0 {
 		v.Warnings = append(v.Warnings, fmt.Sprintf("%d mappings reach past the end of the volume", beyond))
 	}
-	if h, t := layer.Header(), layer.Trailer(); h.UUID != t.UUID || h.ParentUUID != t.ParentUUID {
+	if t := layer.Trailer(); h.UUID != t.UUID || h.ParentUUID != t.ParentUUID {
 		v.Warnings = append(v.Warnings, "the UUIDs of header and trailer differ")
 	}
 	if !v.Checksummed {

@@ -29,11 +29,12 @@ import (
 func TestCommitBlob(t *testing.T) {
 	_, golden := need.Golden(t, "rw/a.sealed", "rw/a.commit", "rw/a.commit.z.tar")
 	layer := open(t, golden["rw/a.commit"].Path)
-	header, err := lsmt.Open(t.Context(), layer)
+	opened, err := lsmt.Open(t.Context(), layer)
 	if err != nil {
 		t.Fatal(err)
 	}
-	opts := convert.BlobOptions{ChainID: chain(header.Header().UUID), Parent: chain(header.Header().ParentUUID), TempDir: t.TempDir()}
+	names := opened.Trailer()
+	opts := convert.BlobOptions{ChainID: chain(names.UUID), Parent: chain(names.ParentUUID), TempDir: t.TempDir()}
 	blob, err := convert.CommitBlob(t.Context(), open(t, golden["rw/a.sealed"].Path), opts)
 	if err != nil {
 		t.Fatal(err)
@@ -119,9 +120,13 @@ func TestCommitBlobOptions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	h, err := layer.Header(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	for what, ids := range map[string][2]string{
-		"layer":  {layer.Header().UUID, convert.LayerUUID(digest.FromString("layer"))},
-		"parent": {layer.Header().ParentUUID, convert.LayerUUID(digest.FromString("parent"))},
+		"layer":  {h.UUID, convert.LayerUUID(digest.FromString("layer"))},
+		"parent": {h.ParentUUID, convert.LayerUUID(digest.FromString("parent"))},
 	} {
 		if !strings.EqualFold(ids[0], ids[1]) {
 			t.Errorf("%s UUID %s, want %s", what, ids[0], ids[1])

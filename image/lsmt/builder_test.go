@@ -140,8 +140,8 @@ func TestBuilderNames(t *testing.T) {
 	bottom := build(t, nil, lsmt.BuilderOptions{VirtualSize: 1 << 20}, func(*lsmt.Builder) {})
 	top := build(t, [][]byte{bottom}, lsmt.BuilderOptions{CommitOptions: names}, func(*lsmt.Builder) {})
 	l := openLayer(t, top)
-	if h := l.Header(); h.UUID != id || h.ParentUUID != parent || h.UserTag != "tag" || h.VirtualSize != 1<<20 {
-		t.Errorf("the layer says %+v", h)
+	if h, err := l.Header(t.Context()); err != nil || h.UUID != id || h.ParentUUID != parent || h.UserTag != "tag" || h.VirtualSize != 1<<20 {
+		t.Errorf("the layer says %+v, %v", h, err)
 	}
 	closeAll(t, l)
 }

@@ -16,7 +16,6 @@ import (
 // committed; to read it alone, merge it alone.
 type Layer struct {
 	src     fetcher.Blob
-	header  Header
 	trailer Header
 	index   index
 }
@@ -25,6 +24,10 @@ type Layer struct {
 // and closes it; src stays the caller's when Open fails. Where the layer is
 // corrupt and src keeps copies of what it fetched, Open drops them and tries
 // once more.
+//
+// Only the end of src is read, since a far blob has its two ends in different
+// requests. The header says nothing that the trailer does not: of a file that
+// grew, it is older.
 func Open(ctx context.Context, src fetcher.Blob) (*Layer, error) {
 	l, err := load(ctx, src)
 	if errors.Is(err, ErrCorrupt) && fetcher.Drop(ctx, src, 0, src.Size()) == nil {
@@ -39,10 +42,6 @@ func load(ctx context.Context, src fetcher.Blob) (*Layer, error) {
 	if last < headerSize {
 		return nil, corrupt(src.Size(), "trailer", "a file of %d bytes has none", src.Size())
 	}
-	header, err := readHeader(ctx, src, 0, FlagHeader|FlagData, FlagHeader|FlagData)
-	if err != nil {
-		return nil, fmt.Errorf("read header: %w", err)
-	}
 	trailer, err := readHeader(ctx, src, last, FlagData|FlagSealed, FlagHeader|FlagData|FlagSealed)
 	if err != nil {
 		return nil, fmt.Errorf("read trailer: %w", err)
@@ -54,7 +53,7 @@ func load(ctx context.Context, src fetcher.Blob) (*Layer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read index: %w", err)
 	}
-	return &Layer{src: src, header: header, trailer: trailer, index: x}, nil
+	return &Layer{src: src, trailer: trailer, index: x}, nil
 }
 
 // readHeader reads the header at byte offset off, of whose flags those in
@@ -143,8 +142,14 @@ func readFull(ctx context.Context, src fetcher.Blob, p []byte, off int64) error 
 	return fmt.Errorf("read %d bytes at %d: %w", len(p), off, err)
 }
 
-// Header returns the header of the layer's file.
-func (l *Layer) Header() Header { return l.header }
+// Header reads the header of the layer's file.
+func (l *Layer) Header(ctx context.Context) (Header, error) {
+	h, err := readHeader(ctx, l.src, 0, FlagHeader|FlagData, FlagHeader|FlagData)
+	if err != nil {
+		return Header{}, fmt.Errorf("read header: %w", err)
+	}
+	return h, nil
+}
 
 // Trailer returns the trailer of the layer's file.
 func (l *Layer) Trailer() Header { return l.trailer }

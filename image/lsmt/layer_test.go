@@ -50,8 +50,6 @@ func TestOpenRefuses(t *testing.T) {
 	}{
 		{"empty", func(b []byte) []byte { return nil }, "trailer"},
 		{"truncated", func(b []byte) []byte { return b[:trailer+100] }, "magic"},
-		{"header magic", set(0, 0), "magic"},
-		{"header is a trailer", set(28, 6), "flags"},
 		{"trailer is a header", set(trailer+28, 7), "flags"},
 		{"not sealed", set(trailer+28, 2), "flags"},
 		{"index before the data", set(trailer+32, 8), "index_offset"},
@@ -75,6 +73,23 @@ func TestOpenRefuses(t *testing.T) {
 				t.Errorf("got %v, %v; want ErrCorrupt in %s", l, err, tc.want)
 			}
 		})
+	}
+}
+
+// TestHeaderIsReadOnDemand: a layer opens from its end alone, and its header is
+// checked where somebody asks for it.
+func TestHeaderIsReadOnDemand(t *testing.T) {
+	good := smallLayer(t, 1, 2, 5)
+	for at, field := range map[int]string{0: "magic", 28: "flags"} {
+		bad := bytes.Clone(good)
+		bad[at] = 0
+		l := openLayer(t, bad)
+		_, err := l.Header(t.Context())
+		var c *lsmt.CorruptError
+		if !errors.Is(err, lsmt.ErrCorrupt) || !errors.As(err, &c) || c.Field != field {
+			t.Errorf("got %v, want ErrCorrupt in %s", err, field)
+		}
+		closeAll(t, l)
 	}
 }
 

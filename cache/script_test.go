@@ -32,7 +32,7 @@ var rewrite = flag.Bool("rewrite", false, "write the golden output of scripts an
 //	read NAME OFF N         ReadAt
 //	steps NAME OFF N STEP   ReadAt of STEP bytes at a time, in order
 //	stream NAME OFF N       ReadRange, read whole
-//	prefetch|drop NAME OFF N
+//	prefetch|ask|drop NAME OFF N
 //	fail NAME OFF           the source fails from byte OFF on; "fail NAME none" heals it
 //	close NAME
 //	stats NAME
@@ -146,6 +146,8 @@ func (s *script) blobStep(verb string, args []string, b *cache.Blob, out *[]stri
 		return s.stream(b, args[0], off, n)
 	case "prefetch":
 		return b.Prefetch(s.t.Context(), off, n)
+	case "ask":
+		return b.Ask(s.t.Context(), off, n)
 	case "drop":
 		return b.Drop(s.t.Context(), off, n)
 	}

@@ -19,10 +19,11 @@ import (
 	"github.com/overlaybd-go/overlaybd/image/spec"
 )
 
-// parallelOpens is how many layers are opened at once. Each costs a round trip
-// or two, with two requests at a time: 32 bring a 70-layer image to a handful of
-// them. How many requests a registry gets at a time the fetcher decides.
-const parallelOpens = 32
+// parallelOpens is how many layers are opened at once: all of any image that is
+// not strange, since each is a round trip, and as many as memory allows, since
+// each holds up to half a MiB besides what the cache bounds. How many requests a
+// registry gets at a time the fetcher decides.
+const parallelOpens = 128
 
 // An Image is a stack of read-only layers as one disk.
 type Image struct {
@@ -79,19 +80,24 @@ func openLower(ctx context.Context, v *spec.Volume, l spec.Lower, blobs fetcher.
 	if err != nil {
 		return nil, err
 	}
-	stop := fetchTail(ctx, blob)
-	layer, err := OpenLayer(ctx, blob, name)
-	stop()
+	layer, err := openAsked(ctx, blob, name)
 	if err != nil {
 		return nil, errors.Join(err, blob.Close())
 	}
 	return layer, nil
 }
 
-// A prefetcher is a blob that can be asked to have bytes ready, which takes
-// until the call returns.
-type prefetcher interface {
-	Prefetch(ctx context.Context, off, n int64) error
+func openAsked(ctx context.Context, blob fetcher.Blob, name string) (*lsmt.Layer, error) {
+	if err := askEnd(ctx, blob); err != nil {
+		return nil, fmt.Errorf("open %s: %w", name, err)
+	}
+	return OpenLayer(ctx, blob, name)
+}
+
+// An asker is a blob that can be asked for bytes before they are read, such as
+// one in the cache.
+type asker interface {
+	Ask(ctx context.Context, off, n int64) error
 }
 
 // What is fetched of the end of a layer, in bytes. A zfile has its jump table
@@ -103,24 +109,15 @@ const (
 	maxTail   = 2 << 20
 )
 
-// fetchTail has the end of a far blob fetched while its beginning is, since a
-// layer is opened from both. The caller ends it by stop, which waits for it.
-func fetchTail(ctx context.Context, blob fetcher.Blob) (stop func()) {
-	p, ok := blob.(prefetcher)
+// askEnd asks for the end of a far blob at once. The reads that open the layer
+// join that request.
+func askEnd(ctx context.Context, blob fetcher.Blob) error {
+	far, ok := blob.(asker)
 	if !ok {
-		return func() {}
+		return nil
 	}
 	n := min(blob.Size(), max(minTail, min(maxTail, blob.Size()/tailShare)))
-	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = p.Prefetch(ctx, blob.Size()-n, n) // who needs the bytes will be told
-	}()
-	return func() {
-		cancel()
-		<-done
-	}
+	return far.Ask(ctx, blob.Size()-n, n)
 }
 
 func closeAll(layers []*lsmt.Layer) error {

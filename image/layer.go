@@ -42,19 +42,58 @@ func corrupt(err error) bool {
 }
 
 func openLayer(ctx context.Context, blob fetcher.Blob, name string) (*lsmt.Layer, error) {
-	payload, err := tarblob.Open(ctx, blob)
+	content, err := unwrap(ctx, blob)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", name, err)
 	}
-	payload, err = inflate(ctx, payload)
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", name, err)
-	}
-	l, err := lsmt.Open(ctx, named{payload, name})
+	l, err := lsmt.Open(ctx, named{content, name})
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", name, err)
 	}
 	return l, nil
+}
+
+// unwrap returns the layer's file inside blob.
+func unwrap(ctx context.Context, blob fetcher.Blob) (fetcher.Blob, error) {
+	z, err := openEnd(ctx, blob)
+	if z != nil || err != nil {
+		return z, err
+	}
+	payload, err := tarblob.Open(ctx, blob)
+	if err != nil {
+		return nil, err
+	}
+	return inflate(ctx, payload)
+}
+
+// tailLen is, in bytes, where a zfile's trailer is, with the end of a tar behind
+// it: 512, up to 511 to fill the tar's last block, and two blocks.
+const tailLen = 2 << 10
+
+// openEnd opens the zfile that blob is, or that is all there is in it, with
+// nothing read but its end. It returns nil for any other blob, damaged ones
+// too, which have to be opened from the beginning.
+func openEnd(ctx context.Context, blob fetcher.Blob) (fetcher.Blob, error) {
+	tail := make([]byte, min(blob.Size(), tailLen))
+	if n, err := blob.ReadAt(ctx, tail, blob.Size()-int64(len(tail))); n < len(tail) {
+		return nil, fmt.Errorf("read the last %d bytes: %w", len(tail), err)
+	}
+	off, n, ok := zfile.Locate(tail, blob.Size())
+	if !ok {
+		return nil, nil
+	}
+	payload, ok := tarblob.At(blob, off, n)
+	if !ok {
+		return nil, nil
+	}
+	z, err := zfile.OpenEnd(ctx, payload)
+	if errors.Is(err, zfile.ErrCorrupt) || errors.Is(err, errors.ErrUnsupported) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return z, nil
 }
 
 // inflate returns the content of blob when that is a zfile, or blob itself.

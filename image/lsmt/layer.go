@@ -87,9 +87,10 @@ func checkIndexBounds(h Header, last int64) error {
 	return nil
 }
 
-// indexChunk is how much of an index is read at once (1 MiB): memory grows
-// with what has really been read, not with what a trailer claims.
-const indexChunk = 1 << 20
+// indexChunk is how much of an index is read at once (256 KiB): memory grows
+// with what has really been read, not with what a trailer claims, and many
+// layers are opened at the same time.
+const indexChunk = 256 << 10
 
 func readIndex(ctx context.Context, src fetcher.Blob, trailer Header) (index, error) {
 	off := trailer.IndexOffset

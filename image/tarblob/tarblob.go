@@ -39,6 +39,21 @@ func Open(ctx context.Context, src fetcher.Blob) (fetcher.Blob, error) {
 	return find(ctx, src)
 }
 
+// At returns n bytes of src from byte off on as its payload, if they are all of
+// src or lie where a tar has its only entry: behind a header of its own, or
+// after a pax header too, and before nothing but the end of the tar. Who knows the
+// payload by its end can do without the headers, which of a far blob take
+// another request.
+func At(src fetcher.Blob, off, n int64) (fetcher.Blob, bool) {
+	if off == 0 && n == src.Size() {
+		return src, true
+	}
+	if off != blockLen && off != headers || src.Size() != off+n+padding(n)+trailer {
+		return nil, false
+	}
+	return &Payload{src: src, off: off, size: n}, true
+}
+
 // headLen is what is read at a time: as a rule all headers, which are 1536
 // bytes where the reference implementation wrote them.
 const headLen = 4 << 10

@@ -358,6 +358,32 @@ func TestPayloadReadAt(t *testing.T) {
 
 // FuzzOpen wants no panic and no payload outside of the blob, and what Wrap
 // wrote to be found.
+// TestAt: the payload that Open finds from the headers, At finds from the size.
+func TestAt(t *testing.T) {
+	payload := bytes.Repeat([]byte("payload"), 100)
+	for name, data := range map[string][]byte{
+		"wrapped":     wrap(t, payload),
+		"archive/tar": entry(t, tar.Header{Name: "overlaybd.commit"}, payload),
+		"no tar":      payload,
+	} {
+		src := &fakeBlob{data: data}
+		off := int64(bytes.Index(data, payload))
+		b, ok := tarblob.At(src, off, int64(len(payload)))
+		if !ok || !bytes.Equal(readAll(t, b), payload) {
+			t.Errorf("%s: not found at %d", name, off)
+		}
+		for _, place := range [][2]int64{{off, 512}, {off, 1 << 40}, {off + 512, 700}, {0, 512}} {
+			if _, ok := tarblob.At(src, place[0], place[1]); ok {
+				t.Errorf("%s: %d bytes at %d taken for a payload", name, place[1], place[0])
+			}
+		}
+	}
+	two := append(wrap(t, payload)[:1536+1024], wrap(t, payload)...)
+	if _, ok := tarblob.At(&fakeBlob{data: two}, 2560+1536, 700); ok {
+		t.Error("the second entry taken for the payload")
+	}
+}
+
 func FuzzOpen(f *testing.F) {
 	f.Add([]byte("payload"))
 	f.Add(wrap(f, []byte("payload")))

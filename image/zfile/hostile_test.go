@@ -220,6 +220,58 @@ func FuzzOpen(f *testing.F) {
 	})
 }
 
+// TestLocate: a ZFile is found by its end, whatever lies around it.
+func TestLocate(t *testing.T) {
+	z := compress(t, mixed(9000), zfile.Options{})
+	cut := func(n int) []byte { return z[len(z)-n:] }
+	unsure := bytes.Clone(z)
+	unsure[len(z)-512+32] &^= 16 // no digest
+	flipped := bytes.Clone(z)
+	flipped[len(z)-512+40]++
+	for name, tt := range map[string]struct {
+		tail   []byte
+		before int // bytes
+		found  bool
+	}{
+		"all of it":      {z, 0, true},
+		"trailer alone":  {cut(512), 0, true},
+		"in a tar":       {append(cut(600), make([]byte, 1300)...), 1536, true},
+		"trailer cut":    {cut(511), 0, false},
+		"header alone":   {z[:512], 0, false},
+		"no digest":      {unsure, 0, false},
+		"wrong digest":   {flipped, 0, false},
+		"end of another": {cut(512), 1000 - len(z), false},
+		"nothing":        {nil, 0, false},
+	} {
+		behind := int64(max(len(tt.tail)-600, 0))
+		if name != "in a tar" {
+			behind = 0
+		}
+		off, n, ok := zfile.Locate(tt.tail, int64(tt.before+len(z))+behind)
+		if ok != tt.found || ok && (off != int64(tt.before) || n != int64(len(z))) {
+			t.Errorf("%s: found %v, %d bytes at %d", name, ok, n, off)
+		}
+	}
+}
+
+// FuzzLocate wants what is found to lie in the blob.
+func FuzzLocate(f *testing.F) {
+	z := compress(f, mixed(9000), zfile.Options{})
+	f.Add(z, int64(0))
+	f.Add(append(z[len(z)-512:], make([]byte, 1024)...), int64(len(z)))
+	f.Fuzz(func(t *testing.T, tail []byte, before int64) {
+		if before < 0 || before > 1<<60 {
+			return
+		}
+		size := before + int64(len(tail))
+		for _, tail := range [][]byte{tail, sealed(tail)} {
+			if off, n, ok := zfile.Locate(tail, size); ok && (off < 0 || n < 1024 || n > size-off) {
+				t.Errorf("found %d bytes at %d in a blob of %d", n, off, size)
+			}
+		}
+	})
+}
+
 // sealed returns a copy of z with its digests right, so that fuzzing gets
 // past them.
 func sealed(z []byte) []byte {

@@ -12,13 +12,28 @@ import (
 	"github.com/overlaybd-go/overlaybd/fetcher"
 )
 
-// Open reads the header and index of the ZFile src. On success the Reader
-// owns src and closes it.
+// Open reads the header and index of the ZFile src, and the trailer where the
+// header does not know the index. On success the Reader owns src and closes it.
 func Open(ctx context.Context, src fetcher.Blob) (*Reader, error) {
+	return open(ctx, src, readInfo)
+}
+
+// OpenEnd opens the ZFile src from its end alone, which of a far blob takes one
+// request where its two ends take two.
+//
+// The header is not missed. It has no field that the trailer has not, and where
+// the two contradict each other nothing is read that is not checked: the digest
+// vouches for the trailer, a CRC for the index, whose blocks must fill the file
+// from the header to the index, and CRCs of their own for the blocks.
+func OpenEnd(ctx context.Context, src fetcher.Blob) (*Reader, error) {
+	return open(ctx, src, readTrailer)
+}
+
+func open(ctx context.Context, src fetcher.Blob, info func(context.Context, fetcher.Blob) (header, error)) (*Reader, error) {
 	if src.Size() < 2*headerSize {
 		return nil, corruptf(0, "%d bytes are less than a header and a trailer", src.Size())
 	}
-	h, err := readInfo(ctx, src)
+	h, err := info(ctx, src)
 	if err != nil {
 		return nil, err
 	}
@@ -36,6 +51,10 @@ func readInfo(ctx context.Context, src fetcher.Blob) (header, error) {
 	if err != nil || h.flags&flagInfo != 0 {
 		return h, err
 	}
+	return readTrailer(ctx, src)
+}
+
+func readTrailer(ctx context.Context, src fetcher.Blob) (header, error) {
 	return readHeader(ctx, src, src.Size()-headerSize, flagData|flagSealed)
 }
 
@@ -74,7 +93,7 @@ func readIndex(ctx context.Context, src fetcher.Blob, h header) (x *index, err e
 
 func tryIndex(ctx context.Context, src fetcher.Blob, h header) (*index, error) {
 	x := newIndex(h.dataOffset(), h.maxStored())
-	buf := lend(int(min(h.blocks*crcSize, 1<<maxClass)))
+	buf := lend(int(min(h.blocks*crcSize, indexChunk)))
 	defer buf.give()
 	var crc uint32
 	for off, end := int64(h.indexOffset), int64(h.indexOffset+h.blocks*crcSize); off < end; {
@@ -96,6 +115,10 @@ func tryIndex(ctx context.Context, src fetcher.Blob, h header) (*index, error) {
 	}
 	return x, nil
 }
+
+// indexChunk is how much of an index is read at once (256 KiB): many files are
+// opened at the same time.
+const indexChunk = 256 << 10
 
 // parse adds the entries p, stored at byte off.
 func (x *index) parse(p []byte, off int64, h header) error {

@@ -59,7 +59,7 @@ func (r *Reader) Verify(ctx context.Context, progress func(done, total int64)) e
 // verifyTrailer holds the trailer against the header that Open believed.
 func (r *Reader) verifyTrailer(ctx context.Context) error {
 	off := r.src.Size() - headerSize
-	t, err := readHeader(ctx, r.src, off, flagData|flagSealed)
+	t, err := readTrailer(ctx, r.src)
 	if err != nil {
 		return err
 	}

@@ -102,9 +102,12 @@ type asker interface {
 
 // What is fetched of the end of a layer, in bytes. A zfile has its jump table
 // there, 4 bytes for each 4 KiB of content, which is a 512th of the blob where
-// that halves in size, then the index and the metadata of the file system.
+// that halves in size, then the index, and the metadata of the file system, of
+// which mounting reads what is farthest from the end. In layers of Debian's
+// files all that takes 0.7 % (a base of 76 MB, of which mounting and starting
+// Redis read 15 blocks of 16 KiB there) to 1.5 % (Python, 110 MB).
 const (
-	tailShare = 256
+	tailShare = 128
 	minTail   = 64 << 10
 	maxTail   = 2 << 20
 )

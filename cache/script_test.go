@@ -206,6 +206,7 @@ func (s *script) open(args []string) {
 		s.t.Fatal(err)
 	}
 	s.c = c
+	eventually(s.t, "the cache fits into its size", func() bool { st := c.Stats(); return st.UsedBytes <= st.LimitBytes })
 }
 
 func (s *script) closeAll() {

@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"testing"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/overlaybd-go/overlaybd/backend"
@@ -67,8 +68,10 @@ func floorOf(tb testing.TB, registry *e2e.Registry, w workload) (f floor) {
 
 func findFloor(tb testing.TB, registry *e2e.Registry, command []string) (f floor) {
 	tb.Helper()
+	var m ocispec.Manifest
+	fetchManifest(tb, registry, "overlaybd", ocispec.MediaTypeImageManifest, &m)
 	volume := &spec.Volume{}
-	for _, l := range manifestOf(tb, registry, "overlaybd").Layers {
+	for _, l := range m.Layers {
 		volume.Lowers = append(volume.Lowers, spec.Lower{File: registry.Blob(l.Digest)})
 	}
 	disk, err := image.Open(tb.Context(), volume, fetcher.Schemes{"file": file.Opener{}})

@@ -20,7 +20,10 @@ import (
 // A usage is what processes have used.
 type usage struct {
 	user, system time.Duration
-	peak         int64 // resident bytes, the sum of each one's largest
+
+	// Bytes of memory. Proportional counts what several processes have in
+	// common once; the peak is the sum of each one's largest.
+	resident, proportional, peak int64
 }
 
 func (u usage) cpu() time.Duration { return u.user + u.system }
@@ -53,6 +56,8 @@ func (p pids) usage(tb testing.TB) (sum usage) {
 		}
 		sum.user += u.user
 		sum.system += u.system
+		sum.resident += u.resident
+		sum.proportional += u.proportional
 		sum.peak += u.peak
 	}
 	return sum
@@ -77,15 +82,21 @@ func usageOf(pid int) (u usage, err error) {
 		return u, err
 	}
 	u.user, u.system = time.Duration(user)*tick, time.Duration(system)*tick
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return u, err
+	for _, m := range []struct {
+		file, name string
+		bytes      *int64
+	}{{"status", "VmHWM", &u.peak}, {"smaps_rollup", "Rss", &u.resident}, {"smaps_rollup", "Pss", &u.proportional}} {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, m.file))
+		if err != nil {
+			return u, err
+		}
+		_, line, _ := strings.Cut(string(text), "\n"+m.name+":")
+		if _, err := fmt.Sscan(line, m.bytes); err != nil {
+			return u, err
+		}
+		*m.bytes <<= 10 // the kernel says kB
 	}
-	_, line, _ := strings.Cut(string(status), "VmHWM:")
-	var kilobytes int64
-	_, err = fmt.Sscan(line, &kilobytes)
-	u.peak = kilobytes << 10
-	return u, err
+	return u, nil
 }
 
 // An opening is when the block daemon opened an image, from the request for it

@@ -63,26 +63,30 @@ func report(t *testing.T, what string, l shape.Log) {
 	t.Logf("%s: %d requests, %d bytes, chain of %d, %d round trips", what, s.Requests, s.Bytes, len(chain), chain.Trips())
 }
 
-// stacked returns an image of layers each of which adds a file of 1 MiB that
-// does not compress.
+// stacked returns an image of layers each of which adds a file of 1 MiB.
 func stacked(t *testing.T, layers int) e2e.Image {
 	t.Helper()
 	all := make([]e2e.Layer, layers)
 	for i := range all {
-		all[i] = func(w *tar.Writer) error {
-			content := make([]byte, 1<<20)
-			_, _ = rand.NewChaCha8([32]byte{byte(i)}).Read(content) // it never fails
-			h := tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprint("file-", i), Mode: 0o644, Size: int64(len(content))}
-			if err := w.WriteHeader(&h); err != nil {
-				return err
-			}
-			_, err := w.Write(content)
-			return err
-		}
+		all[i] = noise(i, 1<<20)
 	}
 	img, err := e2e.Build(t.TempDir(), e2e.Platform, []string{"/none"}, all...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return img
+}
+
+// noise returns the layer of a file of n bytes that do not compress.
+func noise(i, n int) e2e.Layer {
+	return func(w *tar.Writer) error {
+		content := make([]byte, n)
+		_, _ = rand.NewChaCha8([32]byte{byte(i)}).Read(content) // it never fails
+		h := tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprint("file-", i), Mode: 0o644, Size: int64(n)}
+		if err := w.WriteHeader(&h); err != nil {
+			return err
+		}
+		_, err := w.Write(content)
+		return err
+	}
 }

@@ -60,19 +60,12 @@ func (s start) summary() shape.Summary { return s.log.Summarize(s.begun, s.first
 // once more.
 func coldStart(tb testing.TB, p *shape.Proxy, snapshotter string, command []string) (s start) {
 	tb.Helper()
-	node := e2e.Start(tb, e2e.Options{Overlaybd: snapshotter == "overlaybd", Registry: &e2e.Registry{Host: p.Host()}})
-	node.Ctr("version") // programs are in memory on every node that is in use
-	p.Reset()
+	node := newNode(tb, p, snapshotter)
 	daemons, all := processes(tb, node)
 	s.daemons, s.node = daemons.usage(tb), all.usage(tb)
 
-	ref := p.Host() + "/image:" + snapshotter
 	s.begun = time.Now()
-	if snapshotter == "overlaybd" {
-		node.Ctr("rpull", "--plain-http", ref)
-	} else {
-		node.Pull(ref)
-	}
+	ref := pull(node, p, snapshotter)
 	s.pulled = time.Now()
 	out := output{first: func() {
 		s.first, s.log = time.Now(), p.Log()
@@ -87,6 +80,26 @@ func coldStart(tb testing.TB, p *shape.Proxy, snapshotter string, command []stri
 		s.opened = openingOf(tb, node)
 	}
 	return s
+}
+
+// newNode returns a node that is in use, so that programs are in its memory.
+func newNode(tb testing.TB, p *shape.Proxy, snapshotter string) *e2e.Env {
+	tb.Helper()
+	node := e2e.Start(tb, e2e.Options{Overlaybd: snapshotter == "overlaybd", Registry: &e2e.Registry{Host: p.Host()}})
+	node.Ctr("version")
+	p.Reset()
+	return node
+}
+
+// pull pulls the image for a snapshotter as that wants it.
+func pull(node *e2e.Env, p *shape.Proxy, snapshotter string) (ref string) {
+	ref = p.Host() + "/image:" + snapshotter
+	if snapshotter == "overlaybd" {
+		node.Ctr("rpull", "--plain-http", ref)
+	} else {
+		node.Pull(ref)
+	}
+	return ref
 }
 
 // An output is where a container writes to.

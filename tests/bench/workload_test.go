@@ -13,8 +13,6 @@ import (
 	"strings"
 	"testing"
 
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
 	"github.com/overlaybd-go/overlaybd/tests/e2e"
 	"github.com/overlaybd-go/overlaybd/tests/need"
 )
@@ -103,21 +101,20 @@ func inMemory(tb testing.TB, dir string) {
 	}
 }
 
-// manifestOf returns a manifest in the registry.
-func manifestOf(tb testing.TB, registry *e2e.Registry, tag string) (m ocispec.Manifest) {
+// fetchManifest decodes a manifest or an index of the registry.
+func fetchManifest(tb testing.TB, registry *e2e.Registry, tag, mediaType string, v any) {
 	tb.Helper()
 	req, err := http.NewRequestWithContext(tb.Context(), http.MethodGet, fmt.Sprintf("http://%s/v2/image/manifests/%s", registry.Host, tag), http.NoBody)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	req.Header.Set("Accept", ocispec.MediaTypeImageManifest)
+	req.Header.Set("Accept", mediaType)
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if err := json.NewDecoder(resp.Body).Decode(&m); err != nil || resp.StatusCode != http.StatusOK {
+	if err := json.NewDecoder(resp.Body).Decode(v); err != nil || resp.StatusCode != http.StatusOK {
 		tb.Fatalf("%s: %s, %v", req.URL, resp.Status, err)
 	}
-	return m
 }

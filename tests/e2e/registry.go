@@ -29,6 +29,7 @@ type Registry struct {
 	Host string // "127.0.0.1:port"
 
 	storage  string       // directory
+	stop     func()       // may be called again
 	served   atomic.Int64 // bytes of blobs
 	requests atomic.Int64 // for blobs
 	latency  atomic.Int64 // time.Duration before each answer
@@ -71,14 +72,18 @@ func OpenRegistry(t testing.TB, storage string) *Registry {
 	r := &Registry{storage: storage}
 	transport := &http.Transport{DialContext: dial, MaxIdleConnsPerHost: 64}
 	server := httptest.NewServer(r.proxy(transport))
-	t.Cleanup(func() {
+	r.stop = func() {
 		server.CloseClientConnections()
 		server.Close()
 		transport.CloseIdleConnections()
-	})
+	}
+	t.Cleanup(r.stop)
 	r.Host = strings.TrimPrefix(server.URL, "http://")
 	return r
 }
+
+// Stop makes the registry one that cannot be reached.
+func (r *Registry) Stop() { r.stop() }
 
 // Blob returns the path of a blob that the registry has.
 func (r *Registry) Blob(d digest.Digest) string {

@@ -6,7 +6,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 LDFLAGS := -s -w -X main.version=$(VERSION)
 export CGO_ENABLED ?= 0
 
-.PHONY: all build setup demo test test-vm fuzz bench bench-vm lint fmt proto clean help
+.PHONY: all build setup demo test test-vm fuzz bench bench-start bench-vm lint fmt proto clean help
 
 all: build
 
@@ -31,7 +31,11 @@ fuzz: ## run every fuzz target for FUZZTIME (30s)
 	./tests/fuzz.sh
 
 bench: ## run the benchmarks; ratios are within one run
-	$(GO) test -run '^$$' -bench . -benchmem -timeout 30m ./...
+	$(GO) test -run '^$$' -bench . -benchmem -timeout 30m $$($(GO) list ./... | grep -v tests/bench)
+	@$(MAKE) bench-start
+
+bench-start: ## start and read large images over networks; BENCH=ColdStart/wan/numpy TURNS=3
+	$(GO) test -run '^$$' -bench '$(or $(BENCH),.)' -benchtime $(or $(TURNS),3)x -timeout 3h ./tests/bench
 
 bench-vm: ## compare the devices of every exporter, in QEMU
 	REQUIRE=qemu VMFLAGS='-test.run=^$$ -test.bench=Kinds -test.benchtime=3x' $(GO) test -count=1 -v -timeout 30m -run TestGuests/.*6.12 ./tests/vm

@@ -18,7 +18,7 @@ import (
 
 // far is how large registries are built: a round trip for TLS, tokens, blobs
 // in a store of their own. They answer in a few milliseconds.
-var far = shape.Options{TLS: true, Token: true, Redirect: true, Delay: 5 * time.Millisecond}
+var far = shape.Options{TLS: true, Token: true, Redirect: true, Ramp: true, Delay: 5 * time.Millisecond}
 
 // shaped puts the registry on a network.
 func shaped(tb testing.TB, registry *e2e.Registry, network shape.Profile) *shape.Proxy {

@@ -42,7 +42,11 @@ func convertFlags() []string { return strings.Fields(os.Getenv("CONVERT")) }
 
 // conversion names what the convertor, with its flags, makes of an image.
 func conversion(img e2e.Image) string {
-	return strings.Join(append([]string{"converted", filepath.Base(img.Dir)}, convertFlags()...), "-")
+	name := "converted-" + filepath.Base(img.Dir)
+	for _, f := range convertFlags() {
+		name += "-" + strings.TrimLeft(f, "-")
+	}
+	return name
 }
 
 // converted returns a registry of the image and what the convertor makes of it,

@@ -55,13 +55,14 @@ func isBlob(r *http.Request) bool {
 // shaped returns h as it looks from afar.
 func (p *Proxy) shaped(e Endpoint, h http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		id, opens := arrive(r)
+		c := connection(r)
+		opens := !c.used.Swap(true)
 		trips := p.opts.trips(opens)
 		q := p.log.begin(Request{
 			Endpoint: e, Method: r.Method, Path: r.URL.Path, Range: r.Header.Get("Range"),
-			Conn: id, Opened: opens, Trips: trips,
+			Conn: c.id, Opened: opens, Trips: trips,
 		})
-		out := &writer{ResponseWriter: w, p: p, q: q, ctx: r.Context()}
+		out := &writer{ResponseWriter: w, p: p, q: q, c: c, ctx: r.Context()}
 		defer out.finish()
 		pause(r.Context(), time.Duration(trips)*p.opts.RTT+p.opts.Delay)
 		r.Body = &body{ReadCloser: r.Body, p: p, ctx: r.Context(), at: time.Now()}
@@ -88,6 +89,7 @@ type writer struct {
 	http.ResponseWriter
 	p   *Proxy
 	q   *Request
+	c   *conn
 	ctx context.Context //nolint:containedctx // a writer lives as long as its request
 	at  time.Time       // when the next bytes could be sent, were the machine fast enough
 }
@@ -104,6 +106,10 @@ func (w *writer) Write(b []byte) (n int, err error) {
 	}
 	for len(b) > 0 && err == nil {
 		part := b[:min(len(b), unit)]
+		if w.p.opts.Ramp {
+			k, at := w.c.ramp.send(w.p.opts.RTT, w.at, len(part))
+			part, w.at = part[:k], at
+		}
 		w.at = w.p.down.send(w.at, len(part))
 		pause(w.ctx, time.Until(w.at))
 		w.p.log.sent(w.q, len(part))

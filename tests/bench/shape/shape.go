@@ -6,9 +6,9 @@
 // client made of them.
 //
 // The first request of a connection costs the round trips of its handshakes,
-// each request one more; bodies share one bandwidth in each direction. TCP's
-// slow start is left out, so large bodies come sooner than on a real network,
-// and a benchmark flatters whoever fetches much at once: a plain pull.
+// each request one more; bodies share one bandwidth in each direction. Where
+// there is slow start, a large body costs round trips too, the fewer the more
+// its connection has carried lately. Nothing is ever lost.
 package shape
 
 import (
@@ -45,6 +45,7 @@ type Options struct {
 	TLS      bool          // connections cost the round trip of TLS 1.3, though they are plain
 	Token    bool          // the registry wants bearer tokens, which everyone gets
 	Redirect bool          // blobs come from a second host, which wants no token
+	Ramp     bool          // connections have TCP's slow start
 
 	// Transport reaches the upstream; http.DefaultTransport if nil.
 	Transport http.RoundTripper
@@ -137,6 +138,7 @@ func (p *Proxy) Reset() { p.log.reset() }
 type conn struct {
 	id   int64
 	used atomic.Bool
+	ramp ramp
 }
 
 type connKey struct{}
@@ -146,13 +148,13 @@ func (p *Proxy) ConnContext(ctx context.Context, _ net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, &conn{id: p.conns.Add(1)})
 }
 
-// arrive returns the connection of r, and whether r is its first request.
-func arrive(r *http.Request) (id int64, first bool) {
+// connection returns that of r, a new one if it is unknown.
+func connection(r *http.Request) *conn {
 	c, ok := r.Context().Value(connKey{}).(*conn)
 	if !ok {
-		return 0, false
+		return &conn{}
 	}
-	return c.id, !c.used.Swap(true)
+	return c
 }
 
 // trips returns how many round trips pass before the server has answered.

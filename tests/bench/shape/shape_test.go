@@ -123,6 +123,44 @@ func TestTime(t *testing.T) {
 	}
 }
 
+// TestRamp: a connection carries ten segments in its first round trip, twice as
+// much in each that follows, and forgets that when it is idle.
+func TestRamp(t *testing.T) {
+	const rtt, segments = 10 * time.Millisecond, 14600
+	synctest.Test(t, func(t *testing.T) {
+		p := shape.New(shape.Options{
+			Profile: shape.Profile{RTT: rtt}, Ramp: true,
+			Upstream: &url.URL{Scheme: "http", Host: "registry"}, Transport: upstream{},
+		}, "")
+		used := dial(t, p, p.Registry())
+		for _, tt := range []struct {
+			name  string
+			c     client
+			bytes int
+			want  time.Duration
+		}{
+			{"what fits", dial(t, p, p.Registry()), segments, 2 * rtt},
+			{"a byte more", dial(t, p, p.Registry()), segments + 1, 3 * rtt},
+			{"three rounds", used, (1 + 2 + 4) * segments, 4 * rtt},
+			{"the same connection, at once", used, 8 * segments, rtt},
+			{"the last round was not used up", used, 16*segments - 1, rtt},
+			{"so it did not grow", used, 16*segments + 1, 2 * rtt},
+		} {
+			begun := time.Now()
+			tt.c.get("http://r/v2/a/blobs/" + strconv.Itoa(tt.bytes))
+			if got := time.Since(begun); got != tt.want {
+				t.Errorf("%s: took %v, want %v", tt.name, got, tt.want)
+			}
+		}
+		time.Sleep(2 * time.Second)
+		begun := time.Now()
+		used.get("http://r/v2/a/blobs/" + strconv.Itoa(segments+1))
+		if got := time.Since(begun); got != 2*rtt {
+			t.Errorf("after a pause: took %v, want %v", got, 2*rtt)
+		}
+	})
+}
+
 // TestTokenAndRedirect: a blob costs what it costs at a large registry, and
 // the log shows each step.
 func TestTokenAndRedirect(t *testing.T) {

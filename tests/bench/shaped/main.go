@@ -40,6 +40,7 @@ func run(w io.Writer) error {
 	flag.BoolVar(&opts.TLS, "tls", false, "charge connections for TLS, though they are plain")
 	flag.BoolVar(&opts.Token, "token", false, "want bearer tokens")
 	flag.BoolVar(&opts.Redirect, "redirect", false, "serve blobs from the second address")
+	flag.BoolVar(&opts.Ramp, "ramp", false, "let connections start slowly, as TCP's do")
 	flag.Parse()
 	var err error
 	if opts.Upstream, err = url.Parse(*upstream); err != nil {

@@ -33,8 +33,8 @@ func BenchmarkColdStart(b *testing.B) {
 			}
 		})
 	}
-	for _, print := range []func(io.Writer, []*pair) error{printStarts, printPhases, printSeconds, printFloors} {
-		if err := print(os.Stdout, pairs); err != nil {
+	for _, table := range []func(io.Writer, []*pair) error{printStarts, printPhases, printSeconds, printFloors} {
+		if err := table(os.Stdout, pairs); err != nil {
 			b.Error(err)
 		}
 	}

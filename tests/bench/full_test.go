@@ -5,7 +5,6 @@ package bench_test
 import (
 	"bytes"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"slices"
@@ -33,7 +32,7 @@ type reading struct {
 // and block images take turns.
 func BenchmarkFullRead(b *testing.B) {
 	tw := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(tw, "\nimage\tsnapshotter\tpull s\tall s\tratio\trequests\tMB\tMB read\tdaemons CPU s\tnode CPU s\tdaemons MB\teach s\t")
+	fmt.Fprintln(tw, "\nimage\tsnapshotter\tpull s\tall s\tratio\trequests\tfetched MB\tread MB\tdaemons CPU s\tnode CPU s\tdaemons MB\teach s\t")
 	for _, i := range []struct {
 		name  string
 		image func(testing.TB) e2e.Image
@@ -89,7 +88,7 @@ func archive(tb testing.TB, root string) int64 {
 	var size counter
 	var stderr bytes.Buffer
 	tar := exec.CommandContext(tb.Context(), "tar", "--create", "--directory", root, ".")
-	tar.Stdout, tar.Stderr = io.Writer(&size), &stderr
+	tar.Stdout, tar.Stderr = &size, &stderr
 	if err := tar.Run(); err != nil {
 		tb.Fatalf("%v: %v\n%s", tar.Args, err, &stderr)
 	}
@@ -101,7 +100,7 @@ func middle(all []reading) reading {
 	return sorted[len(sorted)/2]
 }
 
-func printReading(w io.Writer, image, snapshotter string, base time.Duration, all []reading) {
+func printReading(w *tabwriter.Writer, image, snapshotter string, base time.Duration, all []reading) {
 	r := middle(all)
 	each := make([]string, len(all))
 	for i, a := range all {

@@ -101,7 +101,7 @@ var elsewhere = map[string]float64{"redis": 3.1, "numpy": 7.1, "node": 12.0, "pa
 // printFloors prints the bytes that no start can do without.
 func printFloors(w io.Writer, pairs []*pair) error {
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(tw, "\nworkload\tblocks read\tMB\tcompressed MB, the floor\tfloor elsewhere\t")
+	fmt.Fprintln(tw, "\nworkload\tblocks read\tMB\tfloor MB, compressed\tas others found\t")
 	seen := make(map[string]bool)
 	for _, p := range pairs {
 		if seen[p.workload] {

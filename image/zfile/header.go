@@ -111,6 +111,9 @@ func (h *header) checkIndex(off, fileSize int64) error {
 // dataOffset returns where the first block starts.
 func (h *header) dataOffset() int64 { return headerSize + int64(h.dictSize) }
 
+// indexLimit returns where the index ends.
+func (h *header) indexLimit() int64 { return int64(h.indexOffset + h.blocks*crcSize) }
+
 // minStored and maxStored bound the stored length of a block, CRC included.
 func (h *header) minStored() int { return 1 + h.crcLen() }
 func (h *header) maxStored() int { return h.algorithm.bound(int(h.blockSize)) + h.crcLen() }

@@ -45,11 +45,11 @@ func FuzzHeader(f *testing.F) {
 	})
 }
 
-// The index against a plain list of offsets, for every block size.
-func TestIndex(t *testing.T) {
+// A table against a plain list of offsets, for every block size.
+func TestTable(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for most := 1; most < 66_000; most = most*5/4 + 1 {
-		x := newIndex(512, most)
+		x := newTable(7, 512, most)
 		off := int64(512)
 		var want []int64
 		for i := range 1000 {
@@ -65,7 +65,7 @@ func TestIndex(t *testing.T) {
 			off += int64(n)
 		}
 		for i, off := range append(want, off) {
-			if got := x.offset(int64(i)); got != off {
+			if got := x.offset(int64(i + 7)); got != off {
 				t.Fatalf("blocks of at most %d bytes: block %d at %d, want %d", most, i, got, off)
 			}
 		}

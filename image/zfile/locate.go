@@ -24,6 +24,6 @@ func Locate(tail []byte, size int64) (off, n int64, ok bool) {
 	if err := h.checkIndex(0, end); err != nil {
 		return 0, 0, false
 	}
-	n = int64(h.indexOffset+h.blocks*crcSize) + headerSize
+	n = h.indexLimit() + headerSize
 	return end - n, n, true
 }

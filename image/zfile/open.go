@@ -37,7 +37,7 @@ func open(ctx context.Context, src fetcher.Blob, info func(context.Context, fetc
 	if err != nil {
 		return nil, err
 	}
-	x, err := readIndex(ctx, src, h)
+	x, err := openIndex(ctx, src, h)
 	if err != nil {
 		return nil, err
 	}
@@ -81,39 +81,74 @@ func readHeader(ctx context.Context, src fetcher.Blob, off int64, kind uint64) (
 	return h, err
 }
 
-// readIndex reads and checks the index that h tells of.
-func readIndex(ctx context.Context, src fetcher.Blob, h header) (x *index, err error) {
+// readTable reads and checks the entries, from block first on, of the index that
+// h tells of.
+func readTable(ctx context.Context, src fetcher.Blob, h header, first int64) (t *table, err error) {
 	read := func() error {
-		x, err = tryIndex(ctx, src, h)
+		t, err = tryTable(ctx, src, h, first)
 		return err
 	}
-	err = heal(ctx, src, int64(h.indexOffset), int64(h.blocks)*crcSize, read(), read)
-	return x, err
+	off := int64(h.indexOffset) + first*crcSize
+	if err := heal(ctx, src, off, h.indexLimit()-off, read(), read); err != nil {
+		return nil, err
+	}
+	return t, nil
 }
 
-func tryIndex(ctx context.Context, src fetcher.Blob, h header) (*index, error) {
-	x := newIndex(h.dataOffset(), h.maxStored())
-	buf := lend(int(min(h.blocks*crcSize, indexChunk)))
+func tryTable(ctx context.Context, src fetcher.Blob, h header, first int64) (*table, error) {
+	start := h.dataOffset()
+	if first > 0 {
+		start = 0 // as long as it is not known
+	}
+	t := newTable(first, start, h.maxStored())
+	crc, err := t.read(ctx, src, h)
+	switch {
+	case err != nil:
+		return nil, err
+	case first > 0:
+		return t, t.align(h)
+	case h.flags&flagDigest != 0 && crc != h.indexCRC:
+		return nil, corruptf(int64(h.indexOffset), "CRC of index is %08x, computed %08x", h.indexCRC, crc)
+	case t.end != int64(h.indexOffset):
+		return nil, corruptf(int64(h.indexOffset), "blocks end at byte %d, index starts at %d", t.end, h.indexOffset)
+	}
+	return t, nil
+}
+
+// read adds the entries from block t.first to the last, and returns their CRC.
+func (t *table) read(ctx context.Context, src fetcher.Blob, h header) (crc uint32, err error) {
+	off, end := int64(h.indexOffset)+t.first*crcSize, h.indexLimit()
+	r, err := fetcher.ReadRange(ctx, src, off, end-off)
+	if err != nil {
+		return 0, fmt.Errorf("read zfile index at byte %d: %w", off, err)
+	}
+	defer r.Close()
+	buf := lend(int(min(end-off, indexChunk)))
 	defer buf.give()
-	var crc uint32
-	for off, end := int64(h.indexOffset), int64(h.indexOffset+h.blocks*crcSize); off < end; {
+	for off < end {
 		p := buf.b[:min(int64(len(buf.b)), end-off)]
-		if err := readFull(ctx, src, p, off); err != nil {
-			return nil, fmt.Errorf("read zfile index at byte %d: %w", off, err)
+		if _, err := io.ReadFull(r, p); err != nil {
+			return 0, fmt.Errorf("read zfile index at byte %d: %w", off, noEOF(err))
 		}
 		crc = checksum(crc, p)
-		if err := x.parse(p, off, h); err != nil {
-			return nil, err
+		if err := t.parse(p, off, h); err != nil {
+			return 0, err
 		}
 		off += int64(len(p))
 	}
-	switch {
-	case h.flags&flagDigest != 0 && crc != h.indexCRC:
-		return nil, corruptf(int64(h.indexOffset), "CRC of index is %08x, computed %08x", h.indexCRC, crc)
-	case x.end != int64(h.indexOffset):
-		return nil, corruptf(int64(h.indexOffset), "blocks end at byte %d, index starts at %d", x.end, h.indexOffset)
+	return crc, nil
+}
+
+// align moves the blocks of t to where they are if the last ends at the index.
+func (t *table) align(h header) error {
+	start := int64(h.indexOffset) - t.end
+	least := h.dataOffset() + t.first*int64(h.minStored())
+	most := h.dataOffset() + t.first*int64(h.maxStored())
+	if start < least || start > most {
+		return corruptf(int64(h.indexOffset)+t.first*crcSize, "block %d would start at byte %d, not from %d to %d", t.first, start, least, most)
 	}
-	return x, nil
+	t.move(start)
+	return nil
 }
 
 // indexChunk is how much of an index is read at once (256 KiB): many files are
@@ -121,15 +156,15 @@ func tryIndex(ctx context.Context, src fetcher.Blob, h header) (*index, error) {
 const indexChunk = 256 << 10
 
 // parse adds the entries p, stored at byte off.
-func (x *index) parse(p []byte, off int64, h header) error {
+func (t *table) parse(p []byte, off int64, h header) error {
 	least, most := uint32(h.minStored()), uint32(h.maxStored())
-	x.grow(len(p) / crcSize)
+	t.grow(len(p) / crcSize)
 	for i := 0; i < len(p); i += crcSize {
 		n := binary.LittleEndian.Uint32(p[i:])
-		if n < least || n > most || uint64(x.end)+uint64(n) > h.indexOffset {
-			return corruptf(off+int64(i), "block %d is %d bytes long from byte %d", len(x.deltas), n, x.end)
+		if n < least || n > most || uint64(t.end)+uint64(n) > h.indexOffset {
+			return corruptf(off+int64(i), "block %d is %d bytes long from byte %d", t.first+int64(len(t.deltas)), n, t.end)
 		}
-		x.add(int(n))
+		t.add(int(n))
 	}
 	return nil
 }
@@ -153,8 +188,14 @@ func readFull(ctx context.Context, src fetcher.Blob, p []byte, off int64) error 
 	if n == len(p) {
 		return nil
 	}
+	return noEOF(err)
+}
+
+// noEOF returns the error of a read that came short for reason err, which the
+// end of a file is not.
+func noEOF(err error) error {
 	if err == nil || errors.Is(err, io.EOF) {
-		err = io.ErrUnexpectedEOF
+		return io.ErrUnexpectedEOF
 	}
 	return err
 }

@@ -27,7 +27,7 @@ func (r *Reader) Info() Info {
 		BlockSize:      int(r.h.blockSize),
 		Blocks:         int64(r.h.blocks),
 		Size:           r.size,
-		CompressedSize: r.index.end - r.h.dataOffset(),
+		CompressedSize: int64(r.h.indexOffset) - r.h.dataOffset(),
 		Checksums:      r.h.checksums,
 		Digests:        r.h.flags&flagDigest != 0,
 		IndexInHeader:  r.h.flags&flagInfo != 0,

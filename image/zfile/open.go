@@ -123,6 +123,7 @@ func (t *table) read(ctx context.Context, src fetcher.Blob, h header) (crc uint3
 		return 0, fmt.Errorf("read zfile index at byte %d: %w", off, err)
 	}
 	defer r.Close()
+	t.grow(int(min((end-off)/crcSize, believed)))
 	buf := lend(int(min(end-off, indexChunk)))
 	defer buf.give()
 	for off < end {
@@ -150,6 +151,10 @@ func (t *table) align(h header) error {
 	t.move(start)
 	return nil
 }
+
+// believed is for how many blocks room is made on the word of a trailer (10 MB):
+// making room bit by bit takes five times as much.
+const believed = 4 << 20
 
 // indexChunk is how much of an index is read at once (256 KiB): many files are
 // opened at the same time.

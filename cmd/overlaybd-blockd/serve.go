@@ -41,7 +41,7 @@ func serve(ctx context.Context, cfg *conf.Config, warnings []string, stderr io.W
 		return err
 	}
 	g := &daemon.Group{Logger: log, Grace: drainGrace, Manager: daemon.FindManager()}
-	services := []daemon.Service{apiService(n.blockd, cfg.Blockd.Address, log)}
+	services := []daemon.Service{daemon.NewTrimmer().Service(), apiService(n.blockd, cfg.Blockd.Address, log)}
 	if cfg.Metrics.BlockdAddress != "" {
 		ops := &daemon.Ops{Address: cfg.Metrics.BlockdAddress, Registry: n.metrics, Ready: g.Ready, Pprof: cfg.Metrics.Pprof}
 		services = append([]daemon.Service{ops.Service()}, services...)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"sync"
 )
 
 // Ask has bytes [off, off+n) on their way, as far as they are missing, and does
@@ -23,3 +24,7 @@ func (b *Blob) Ask(ctx context.Context, off, n int64) error {
 	}
 	return err
 }
+
+// Memo returns where readers keep what they have made of the blob's bytes, for
+// each other. All Blobs of one digest share it while any of them is open.
+func (b *Blob) Memo() *sync.Map { return &b.s.memo }

@@ -21,6 +21,8 @@ type store struct {
 	geo    geometry
 	chunks chunks
 
+	memo sync.Map // of the readers; see Blob.Memo
+
 	opening   sync.Once
 	recovered bool // the files were there before; set by opening
 

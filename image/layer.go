@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/url"
 	"path/filepath"
+	"sync"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/image/lsmt"
@@ -33,6 +34,9 @@ func OpenLayer(ctx context.Context, blob fetcher.Blob, name string) (*lsmt.Layer
 	}
 	if fetcher.Drop(ctx, blob, 0, blob.Size()) != nil {
 		return nil, err
+	}
+	if m := memo(blob); m != nil {
+		m.Clear() // it was made of the same bytes
 	}
 	return openLayer(ctx, blob, name)
 }
@@ -86,7 +90,7 @@ func openEnd(ctx context.Context, blob fetcher.Blob) (fetcher.Blob, error) {
 	if !ok {
 		return nil, nil
 	}
-	z, err := zfile.OpenEnd(ctx, payload)
+	z, err := zfile.OpenEnd(ctx, payload, memo(blob))
 	if errors.Is(err, zfile.ErrCorrupt) || errors.Is(err, errors.ErrUnsupported) {
 		return nil, nil
 	}
@@ -94,6 +98,15 @@ func openEnd(ctx context.Context, blob fetcher.Blob) (fetcher.Blob, error) {
 		return nil, err
 	}
 	return z, nil
+}
+
+// memo returns where the readers of a blob's content keep what they share, or
+// nil.
+func memo(blob fetcher.Blob) *sync.Map {
+	if b, ok := blob.(interface{ Memo() *sync.Map }); ok {
+		return b.Memo()
+	}
+	return nil
 }
 
 // inflate returns the content of blob when that is a zfile, or blob itself.

@@ -4,7 +4,9 @@ package zfile
 
 import (
 	"context"
+	"errors"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
@@ -19,10 +21,10 @@ import (
 // because a block in a wrong place fails its own CRC. Where the two contradict
 // each other, the index cannot be used.
 type index struct {
-	src   fetcher.Blob
 	h     header
 	known atomic.Pointer[table]
 	turn  chan struct{} // holds one token while somebody reads the whole index
+	memo  *sync.Map     // where readers to come find it; nil if there are none
 }
 
 const (
@@ -37,7 +39,7 @@ const (
 
 // openIndex reads the index that h tells of, or the end of it.
 func openIndex(ctx context.Context, src fetcher.Blob, h header) (*index, error) {
-	x := &index{src: src, h: h, turn: make(chan struct{}, 1)}
+	x := &index{h: h, turn: make(chan struct{}, 1)}
 	var first int64
 	if h.blocks > wholeIndex/crcSize && h.checksums && h.flags&flagDigest != 0 {
 		first = int64(h.blocks) - indexEnd/crcSize
@@ -51,8 +53,8 @@ func openIndex(ctx context.Context, src fetcher.Blob, h header) (*index, error) 
 // the last ends. Block i, or one before it, must have been reached.
 func (x *index) offset(i int64) int64 { return x.known.Load().offset(i) }
 
-// reach sees to it that the blocks from i on are known.
-func (x *index) reach(ctx context.Context, i int64) error {
+// reach sees to it that the blocks of src from i on are known.
+func (x *index) reach(ctx context.Context, src fetcher.Blob, i int64) error {
 	if i >= x.known.Load().first {
 		return nil
 	}
@@ -65,11 +67,14 @@ func (x *index) reach(ctx context.Context, i int64) error {
 	if i >= x.known.Load().first {
 		return nil
 	}
-	t, err := readTable(ctx, x.src, x.h, 0)
-	if err != nil {
-		return err
+	t, err := readTable(ctx, src, x.h, 0)
+	if err == nil {
+		err = x.replace(t)
 	}
-	return x.replace(t)
+	if errors.Is(err, ErrCorrupt) && x.memo != nil {
+		x.memo.CompareAndDelete(indexKey{}, x)
+	}
+	return err
 }
 
 // replace makes t what is known. Reads are under way that have seen what is

@@ -104,7 +104,7 @@ func checkBlock(t *testing.T, r *Reader, i uint64) error {
 func TestLongIndex(t *testing.T) {
 	file, at := longFile(t)
 	src := &source{file: file, from: at}
-	r, err := OpenEnd(t.Context(), src)
+	r, err := OpenEnd(t.Context(), src, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +152,7 @@ func TestLongIndexDamaged(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			src := &source{file: file, bad: bytes.Clone(file)}
 			src.bad[entry(tt.bad)]++
-			r, err := OpenEnd(t.Context(), src)
+			r, err := OpenEnd(t.Context(), src, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -163,6 +163,38 @@ func TestLongIndexDamaged(t *testing.T) {
 				t.Errorf("a block in front: %v, want an error %v", err, tt.fail)
 			}
 		})
+	}
+}
+
+// TestIndexIsShared: readers of one content have one index, until it turns out
+// to be wrong.
+func TestIndexIsShared(t *testing.T) {
+	file, at := longFile(t)
+	var memo sync.Map
+	src := &source{file: file, from: at}
+	first, err := OpenEnd(t.Context(), src, &memo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	src.read = 0
+	second, err := OpenEnd(t.Context(), src, &memo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second.index != first.index || src.read > 0 {
+		t.Errorf("another index, or %d bytes read", src.read)
+	}
+	file[at]++
+	if err := checkBlock(t, second, 7); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("got %v, want ErrCorrupt", err)
+	}
+	file[at]--
+	third, err := OpenEnd(t.Context(), src, &memo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := checkBlock(t, third, 7); err != nil || third.index == first.index {
+		t.Errorf("the index that was wrong is used again, %v", err)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
 )
@@ -25,8 +26,30 @@ func Open(ctx context.Context, src fetcher.Blob) (*Reader, error) {
 // the two contradict each other nothing is read that is not checked: the digest
 // vouches for the trailer, a CRC for the index, whose blocks must fill the file
 // from the header to the index, and CRCs of their own for the blocks.
-func OpenEnd(ctx context.Context, src fetcher.Blob) (*Reader, error) {
-	return open(ctx, src, readTrailer)
+//
+// Readers of one content share the index, which is most of what they hold in
+// memory, by way of memo, unless it is nil.
+func OpenEnd(ctx context.Context, src fetcher.Blob, memo *sync.Map) (*Reader, error) {
+	if memo == nil {
+		return open(ctx, src, readTrailer)
+	}
+	if x, ok := memo.Load(indexKey{}); ok {
+		return newReader(src, x.(*index)), nil //nolint:errcheck // nobody else has the key
+	}
+	r, err := open(ctx, src, readTrailer)
+	if err != nil {
+		return nil, err
+	}
+	r.index.memo = memo
+	x, _ := memo.LoadOrStore(indexKey{}, r.index)
+	return newReader(src, x.(*index)), nil //nolint:errcheck // as above
+}
+
+// indexKey is that of an *index in a memo.
+type indexKey struct{}
+
+func newReader(src fetcher.Blob, x *index) *Reader {
+	return &Reader{src: src, h: x.h, index: x, size: int64(x.h.size), helpers: newHelpers()}
 }
 
 func open(ctx context.Context, src fetcher.Blob, info func(context.Context, fetcher.Blob) (header, error)) (*Reader, error) {
@@ -41,7 +64,7 @@ func open(ctx context.Context, src fetcher.Blob, info func(context.Context, fetc
 	if err != nil {
 		return nil, err
 	}
-	return &Reader{src: src, h: h, index: x, size: int64(h.size), helpers: newHelpers()}, nil
+	return newReader(src, x), nil
 }
 
 // readInfo returns the header of src where that knows the index, which spares

@@ -37,13 +37,13 @@ func BenchmarkOpen10GiB(b *testing.B) {
 	var took, base time.Duration
 	for b.Loop() {
 		begun := time.Now()
-		r, err := OpenEnd(b.Context(), src)
+		r, err := OpenEnd(b.Context(), src, nil)
 		if err != nil {
 			b.Fatal(err)
 		}
 		took += time.Since(begun)
 		begun = time.Now()
-		if err := r.index.reach(b.Context(), 0); err != nil {
+		if err := r.index.reach(b.Context(), src, 0); err != nil {
 			b.Fatal(err)
 		}
 		base += time.Since(begun)

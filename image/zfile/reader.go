@@ -59,7 +59,7 @@ func (r *Reader) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 
 // readRun fills a prefix of p with one read of the source.
 func (r *Reader) readRun(ctx context.Context, p []byte, off int64) (int, error) {
-	if err := r.index.reach(ctx, off/int64(r.h.blockSize)); err != nil {
+	if err := r.index.reach(ctx, r.src, off/int64(r.h.blockSize)); err != nil {
 		return 0, err
 	}
 	first, end := r.run(off, len(p))
@@ -202,7 +202,7 @@ func (r *Reader) Drop(ctx context.Context, off, n int64) error {
 	}
 	end := off + n
 	bs := int64(r.h.blockSize)
-	if err := r.index.reach(ctx, off/bs); err != nil {
+	if err := r.index.reach(ctx, r.src, off/bs); err != nil {
 		return err
 	}
 	start := r.index.offset(off / bs)

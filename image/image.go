@@ -94,35 +94,6 @@ func openAsked(ctx context.Context, blob fetcher.Blob, name string) (*lsmt.Layer
 	return OpenLayer(ctx, blob, name)
 }
 
-// An asker is a blob that can be asked for bytes before they are read, such as
-// one in the cache.
-type asker interface {
-	Ask(ctx context.Context, off, n int64) error
-}
-
-// What is fetched of the end of a layer, in bytes. A zfile has its jump table
-// there, 4 bytes for each 4 KiB of content, which is a 512th of the blob where
-// that halves in size, then the index, and the metadata of the file system, of
-// which mounting reads what is farthest from the end. In layers of Debian's
-// files all that takes 0.7 % (a base of 76 MB, of which mounting and starting
-// Redis read 15 blocks of 16 KiB there) to 1.5 % (Python, 110 MB).
-const (
-	tailShare = 128
-	minTail   = 64 << 10
-	maxTail   = 2 << 20
-)
-
-// askEnd asks for the end of a far blob at once. The reads that open the layer
-// join that request.
-func askEnd(ctx context.Context, blob fetcher.Blob) error {
-	far, ok := blob.(asker)
-	if !ok {
-		return nil
-	}
-	n := min(blob.Size(), max(minTail, min(maxTail, blob.Size()/tailShare)))
-	return far.Ask(ctx, blob.Size()-n, n)
-}
-
 func closeAll(layers []*lsmt.Layer) error {
 	var errs []error
 	for _, l := range layers {

@@ -82,13 +82,16 @@ func openEnd(ctx context.Context, blob fetcher.Blob) (fetcher.Blob, error) {
 	if n, err := blob.ReadAt(ctx, tail, blob.Size()-int64(len(tail))); n < len(tail) {
 		return nil, fmt.Errorf("read the last %d bytes: %w", len(tail), err)
 	}
-	off, n, ok := zfile.Locate(tail, blob.Size())
+	place, ok := zfile.Locate(tail, blob.Size())
 	if !ok {
 		return nil, nil
 	}
-	payload, ok := tarblob.At(blob, off, n)
+	payload, ok := tarblob.At(blob, place.Off, place.Size)
 	if !ok {
 		return nil, nil
+	}
+	if err := askBeforeIndex(ctx, blob, place.Index); err != nil {
+		return nil, err
 	}
 	z, err := zfile.OpenEnd(ctx, payload, memo(blob))
 	if errors.Is(err, zfile.ErrCorrupt) || errors.Is(err, errors.ErrUnsupported) {

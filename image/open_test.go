@@ -4,11 +4,19 @@ package image_test
 
 import (
 	"bytes"
+	"context"
+	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/overlaybd-go/overlaybd/cache"
 	"github.com/overlaybd-go/overlaybd/fetcher"
@@ -115,4 +123,57 @@ func openAndClose(t *testing.T, v *spec.Volume, reg *fetchertest.Registry, dir s
 	i, err := image.Open(t.Context(), v, blobs)
 	must(t, err)
 	must(t, i.Close())
+}
+
+// An openFunc opens blobs.
+type openFunc func(fetcher.Ref) (fetcher.Blob, error)
+
+func (f openFunc) Open(_ context.Context, ref fetcher.Ref) (fetcher.Blob, error) { return f(ref) }
+
+// asked is a Blob that notes what it is asked for.
+type asked struct {
+	fetcher.Blob
+	log *[][2]int64
+}
+
+func (a asked) Ask(_ context.Context, off, n int64) error {
+	*a.log = append(*a.log, [2]int64{off, n})
+	return nil
+}
+
+// TestHugeLayer: of a layer whose jump table may be long, the end is asked for,
+// and then what lies before the table.
+func TestHugeLayer(t *testing.T) {
+	const hole = 600 << 20
+	z := layerBlob(t, 1, 1<<20)[1536:]
+	z = z[:bytes.LastIndex(z, []byte("ZFile\x00"))+512]
+	trailer := z[len(z)-512:]
+	index := binary.LittleEndian.Uint64(trailer[40:]) + hole
+	binary.LittleEndian.PutUint64(trailer[40:], index)
+	binary.LittleEndian.PutUint32(trailer[84:], hole) // as if for a dictionary
+	clear(trailer[28:32])
+	binary.LittleEndian.PutUint32(trailer[28:], ^crc32.Update(^uint32(0), crc32.MakeTable(crc32.Castagnoli), trailer))
+	path := filepath.Join(t.TempDir(), "layer")
+	f, err := os.Create(path)
+	must(t, err)
+	_, err = f.WriteAt(z[:512], 0)
+	must(t, err)
+	_, err = f.WriteAt(z[512:], 512+hole)
+	must(t, err)
+	must(t, f.Close())
+
+	var log [][2]int64
+	far := openFunc(func(fetcher.Ref) (fetcher.Blob, error) { return asked{openFile(t, path), &log}, nil })
+	v := &spec.Volume{RepoBlobURL: "https://registry/v2/x/blobs", Lowers: []spec.Lower{{Digest: digest.FromString("x")}}}
+	i, err := image.Open(t.Context(), v, far)
+	must(t, err)
+	defer i.Close()
+	want := [][2]int64{{hole + int64(len(z)) - 320<<10, 320 << 10}, {int64(index) - 2<<20, 2 << 20}}
+	if !slices.Equal(log, want) {
+		t.Errorf("asked for %v, want %v", log, want)
+	}
+	p := make([]byte, 4096)
+	if _, err := i.ReadAt(t.Context(), p, 4096); err != nil || bytes.Count(p, []byte{0}) > 100 {
+		t.Errorf("the content is not there, %v", err)
+	}
 }

@@ -247,9 +247,14 @@ func TestLocate(t *testing.T) {
 		if name != "in a tar" {
 			behind = 0
 		}
-		off, n, ok := zfile.Locate(tt.tail, int64(tt.before+len(z))+behind)
-		if ok != tt.found || ok && (off != int64(tt.before) || n != int64(len(z))) {
-			t.Errorf("%s: found %v, %d bytes at %d", name, ok, n, off)
+		var want zfile.Place
+		if tt.found {
+			off := int64(tt.before)
+			want = zfile.Place{Off: off, Size: int64(len(z)), Index: off + int64(binary.LittleEndian.Uint64(z[len(z)-512+40:]))}
+		}
+		got, ok := zfile.Locate(tt.tail, int64(tt.before+len(z))+behind)
+		if ok != tt.found || got != want {
+			t.Errorf("%s: got %+v, %v, want %+v", name, got, ok, want)
 		}
 	}
 }
@@ -265,8 +270,9 @@ func FuzzLocate(f *testing.F) {
 		}
 		size := before + int64(len(tail))
 		for _, tail := range [][]byte{tail, sealed(tail)} {
-			if off, n, ok := zfile.Locate(tail, size); ok && (off < 0 || n < 1024 || n > size-off) {
-				t.Errorf("found %d bytes at %d in a blob of %d", n, off, size)
+			p, ok := zfile.Locate(tail, size)
+			if ok && (p.Off < 0 || p.Size < 1024 || p.Size > size-p.Off || p.Index < p.Off || p.Index > p.Off+p.Size) {
+				t.Errorf("found %+v in a blob of %d", p, size)
 			}
 		}
 	})

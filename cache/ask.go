@@ -10,9 +10,9 @@ import (
 )
 
 // Ask has bytes [off, off+n) on their way, as far as they are missing, and does
-// not wait for them. Reads of these bytes join the requests, which there are few
-// of where n is large: somebody who will read in several places that lie close
-// together asks for all of them first.
+// not wait for them. Reads of these bytes join the request, or the few there are
+// where n is more than the largest one: who will read in several places that lie
+// close together asks for all of them first.
 func (b *Blob) Ask(ctx context.Context, off, n int64) error {
 	if off < 0 || n < 0 {
 		return fmt.Errorf("ask for %d bytes of blob %s at offset %d: %w", n, b.s.key, off, fs.ErrInvalid)

@@ -24,6 +24,8 @@ type access struct {
 
 	mu        sync.Mutex      // guards what follows
 	challenge *auth.Challenge // the last one; nil until a request was refused
+	guessed   bool            // it was another repository's
+	misled    bool            // that did not do here
 	grant     grant
 	fetching  *flight
 }
@@ -61,10 +63,14 @@ func (o *Opener) access(repo string) *access {
 }
 
 // header returns the Authorization header for the next request: empty before
-// the host has asked for one.
+// the host has asked for one, for whatever repository.
 func (a *access) header(ctx context.Context, h *host) (string, error) {
 	a.mu.Lock()
 	now := time.Now()
+	if a.challenge == nil && !a.misled {
+		a.challenge = a.o.recall(h, a.repo)
+		a.guessed = a.challenge != nil
+	}
 	if a.challenge == nil || a.grant.valid(now) {
 		defer a.mu.Unlock()
 		if a.grant.stale(now) {
@@ -72,9 +78,23 @@ func (a *access) header(ctx context.Context, h *host) (string, error) {
 		}
 		return a.grant.header, nil
 	}
-	f := a.fetch(h)
+	f, guessed := a.fetch(h), a.guessed
 	a.mu.Unlock()
-	return f.wait(ctx)
+	header, err := f.wait(ctx)
+	if err != nil && guessed && ctx.Err() == nil {
+		a.doubt()
+		return "", nil // the host will tell
+	}
+	return header, err
+}
+
+// doubt drops a challenge that was guessed.
+func (a *access) doubt() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.guessed {
+		a.challenge, a.guessed, a.misled = nil, false, true
+	}
 }
 
 // refused takes note that the host answered 401 or 403 to a request with the
@@ -82,7 +102,13 @@ func (a *access) header(ctx context.Context, h *host) (string, error) {
 func (a *access) refused(ctx context.Context, h *host, used string, r *http.Response) (string, error) {
 	a.mu.Lock()
 	if c := pick(auth.ParseAuthHeader(r.Header)); c != nil {
+		if a.guessed {
+			a.guessed, a.fetching = false, nil // which meets another challenge
+		}
 		a.challenge = c
+		if s := c.Parameters["scope"]; s == "" || s == scope(a.repo) {
+			a.o.remember(h, *c)
+		}
 	}
 	if a.challenge == nil {
 		a.mu.Unlock()
@@ -133,7 +159,9 @@ func (a *access) land(f *flight, h *host, c auth.Challenge) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	defer close(f.done)
-	a.fetching = nil
+	if a.fetching == f {
+		a.fetching = nil
+	}
 	if f.err == nil {
 		a.grant = f.grant
 		return

@@ -5,7 +5,8 @@
 //
 // The one thing to know: everything that takes a round trip of its own is
 // remembered, so a warm read is exactly one HTTP request. The bearer token is
-// shared by all blobs of a repository, the target of a redirect is kept per
+// shared by all blobs of a repository, and where tokens come from by all
+// repositories of a host; the target of a redirect is kept per
 // blob until it is refused, and the hosts.toml directory is read when a blob
 // is opened, never per read.
 //
@@ -21,6 +22,8 @@ import (
 	"io/fs"
 	"net/http"
 	"sync"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker/auth"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/fetcher/rangeget"
@@ -63,6 +66,8 @@ type Opener struct {
 	spaces map[string]*namespace
 	grants map[string]*access // by repository URL
 
+	challenges map[string]auth.Challenge // by base URL of a host, the last one
+
 	transports []*http.Transport // all there ever were, for Close
 }
 
@@ -77,6 +82,8 @@ func New(opts Options) *Opener {
 		stop:   stop,
 		spaces: map[string]*namespace{},
 		grants: map[string]*access{},
+
+		challenges: map[string]auth.Challenge{},
 	}
 }
 

@@ -161,7 +161,7 @@ func Default() *Config {
 			DialTimeout:  Duration(5 * time.Second),
 			IdleTimeout:  Duration(30 * time.Second),
 			RetryBudget:  Duration(10 * time.Second),
-			MaxPerHost:   32,
+			MaxPerHost:   128,
 		},
 		TCMU: TCMU{
 			QueueDepth: 64,

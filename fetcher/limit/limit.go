@@ -50,7 +50,7 @@ func Of(ctx context.Context) Class {
 type Options struct {
 	// PerHost is how many requests may be in flight at one host. Prefetch and
 	// Background together get half of them, Background alone a quarter, but
-	// at least one. Default 32; at least 2.
+	// at least one. Default 128; at least 2.
 	PerHost int
 
 	// BackgroundRate is how many bytes per second all Background reads
@@ -79,9 +79,10 @@ var _ fetcher.Opener = (*Opener)(nil)
 func New(next fetcher.Opener, opts Options) *Opener {
 	n := opts.PerHost
 	if n <= 0 {
-		// 32: enough for the reads of several starting containers, and less
-		// than what registries and their proxies take for abuse.
-		n = 32
+		// 128: enough for all layers of a large image at once, which are small
+		// requests, and about as many streams as HTTP/2 servers allow. What
+		// large requests there are at a time, the cache's memory bounds.
+		n = 128
 	}
 	n = max(n, 2)
 	o := &Opener{next, &bounds{share: [classes]int{n, max(n/2, 1), max(n/4, 1)}, hosts: map[string]*queue{}}}

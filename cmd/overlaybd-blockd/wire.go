@@ -72,6 +72,7 @@ func (n *node) wire(ctx context.Context, cfg *conf.Config, log *slog.Logger) (er
 		Patience: time.Duration(cfg.Blockd.Patience),
 		Logger:   log,
 		Disk:     image.DiskOptions{Direct: true},
+		Warm:     n.remote.Warm,
 	})
 	if err != nil {
 		return err

@@ -9,7 +9,11 @@
 // one. Errors cross with their errdefs class.
 package blockapi
 
-import "context"
+import (
+	"context"
+
+	"github.com/opencontainers/go-digest"
+)
 
 // A Service gives out block devices for volume specs. Every call is idempotent
 // in id, so a caller that crashed simply repeats it.
@@ -32,6 +36,19 @@ type Service interface {
 	// exists and they do not, it has been done before and is no error. An
 	// attached spec fails with errdefs.ErrFailedPrecondition.
 	Seal(ctx context.Context, specPath, dst string) error
+
+	// Expect says that layers of a repository will be attached soon: which
+	// ones, or, with no blobs, that it will turn out. The daemon begins to do
+	// what an Attach of them would wait for. It answers at once and promises
+	// nothing; the error is about the question.
+	Expect(ctx context.Context, repository string, blobs ...Blob) error
+}
+
+// A Blob is a layer in a repository, which is named by the URL of its blobs:
+// https://registry/v2/redis/blobs.
+type Blob struct {
+	Digest digest.Digest
+	Size   int64 // bytes
 }
 
 // An Attachment is a live block device and how it fares.

@@ -25,6 +25,7 @@ type fake struct {
 	detach      func(ctx context.Context, id string) error
 	attachments func(ctx context.Context) ([]blockapi.Attachment, error)
 	seal        func(ctx context.Context, specPath, dst string) error
+	expect      func(ctx context.Context, repository string, blobs ...blockapi.Blob) error
 }
 
 func (f *fake) Attach(ctx context.Context, id, specPath string) (blockapi.Attachment, error) {
@@ -37,6 +38,10 @@ func (f *fake) Attachments(ctx context.Context) ([]blockapi.Attachment, error) {
 
 func (f *fake) Seal(ctx context.Context, specPath, dst string) error {
 	return f.seal(ctx, specPath, dst)
+}
+
+func (f *fake) Expect(ctx context.Context, repository string, blobs ...blockapi.Blob) error {
+	return f.expect(ctx, repository, blobs...)
 }
 
 // serve puts svc on the unix socket addr until stop is called or the test ends.
@@ -108,6 +113,10 @@ func TestValuesCross(t *testing.T) {
 			calls = append(calls, "seal "+specPath+" "+dst)
 			return nil
 		},
+		expect: func(_ context.Context, repository string, blobs ...blockapi.Blob) error {
+			calls = append(calls, fmt.Sprint("expect ", repository, blobs))
+			return nil
+		},
 	})
 	got, err := c.Attach(t.Context(), want.ID, want.SpecPath)
 	if d := cmp.Diff(want, got); d != "" || err != nil {
@@ -123,7 +132,15 @@ func TestValuesCross(t *testing.T) {
 	if err := c.Detach(t.Context(), "17"); err != nil {
 		t.Error(err)
 	}
-	if d := cmp.Diff([]string{"attach 17 " + want.SpecPath, "seal /s /d", "detach 17"}, calls); d != "" {
+	for _, blobs := range [][]blockapi.Blob{nil, {{Digest: "sha256:12", Size: 5}, {Digest: "sha256:34", Size: 6}}} {
+		if err := c.Expect(t.Context(), want.Image, blobs...); err != nil {
+			t.Error(err)
+		}
+	}
+	if d := cmp.Diff([]string{
+		"attach 17 " + want.SpecPath, "seal /s /d", "detach 17",
+		"expect " + want.Image + "[]", "expect " + want.Image + "[{sha256:12 5} {sha256:34 6}]",
+	}, calls); d != "" {
 		t.Errorf("calls (-want +got):\n%s", d)
 	}
 }
@@ -156,6 +173,7 @@ func TestErrorClassesCross(t *testing.T) {
 				detach:      func(context.Context, string) error { return fail },
 				attachments: func(context.Context) ([]blockapi.Attachment, error) { return nil, fail },
 				seal:        func(context.Context, string, string) error { return fail },
+				expect:      func(context.Context, string, ...blockapi.Blob) error { return fail },
 			})
 			a, err := c.Attach(t.Context(), "1", "/s")
 			if a != (blockapi.Attachment{}) {
@@ -165,6 +183,7 @@ func TestErrorClassesCross(t *testing.T) {
 			for call, err := range map[string]error{
 				"attach": err, "attachments": listErr,
 				"detach": c.Detach(t.Context(), "1"), "seal": c.Seal(t.Context(), "/s", "/d"),
+				"expect": c.Expect(t.Context(), "/r"),
 			} {
 				if !errors.Is(err, class) || !strings.Contains(err.Error(), "no such host") {
 					t.Errorf("%s: got %v, want the text and class of %v", call, err, fail)

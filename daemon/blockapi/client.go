@@ -125,6 +125,18 @@ func (c *Client) Seal(ctx context.Context, specPath, dst string) error {
 	})
 }
 
+// Expect implements [Service].
+func (c *Client) Expect(ctx context.Context, repository string, blobs ...Blob) error {
+	req := &blockpb.ExpectRequest{Repository: repository}
+	for _, b := range blobs {
+		req.Blobs = append(req.Blobs, &blockpb.Blob{Digest: b.Digest.String(), Size: b.Size})
+	}
+	return c.call(ctx, func(opt grpc.CallOption) error {
+		_, err := c.block.Expect(ctx, req, opt)
+		return err
+	})
+}
+
 // call makes one call and returns its error in its errdefs class. A call that
 // the daemon's end cut short is repeated once, as every call is idempotent.
 func (c *Client) call(ctx context.Context, rpc func(grpc.CallOption) error) error {

@@ -6,6 +6,7 @@ import (
 	"context"
 
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
@@ -61,6 +62,18 @@ func (s *Server) Seal(ctx context.Context, req *blockpb.SealRequest) (*blockpb.S
 		return nil, failure(ctx, err)
 	}
 	return &blockpb.SealResponse{}, nil
+}
+
+// Expect implements the gRPC method of that name.
+func (s *Server) Expect(ctx context.Context, req *blockpb.ExpectRequest) (*blockpb.ExpectResponse, error) {
+	blobs := make([]Blob, len(req.GetBlobs()))
+	for i, b := range req.GetBlobs() {
+		blobs[i] = Blob{Digest: digest.Digest(b.GetDigest()), Size: b.GetSize()}
+	}
+	if err := s.svc.Expect(ctx, req.GetRepository(), blobs...); err != nil {
+		return nil, failure(ctx, err)
+	}
+	return &blockpb.ExpectResponse{}, nil
 }
 
 // answerKey is a trailer that tells an error of the service from one of the

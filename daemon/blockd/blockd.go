@@ -43,6 +43,10 @@ type Options struct {
 
 	// Disk is how writable layers are opened.
 	Disk image.DiskOptions
+
+	// Warm prepares for reads of the repository whose blobs have this URL; nil
+	// for nothing.
+	Warm func(ctx context.Context, blobs string) error
 }
 
 // A Daemon implements blockapi.Service.
@@ -51,6 +55,8 @@ type Daemon struct {
 	records records
 	former  map[string]record // by id, as an earlier process has left them
 	locks   keyedMutex        // serialises the calls for one id
+
+	expected *expectations // what layers are opened through
 
 	first     Exporter                    // of new devices
 	exporters map[string]backend.Exporter // all, by name; since Start
@@ -77,6 +83,7 @@ func New(opts Options) (*Daemon, error) {
 		return nil, fmt.Errorf("read records of devices: %w", err)
 	}
 	d := &Daemon{opts: opts, records: recs, former: former, exporters: make(map[string]backend.Exporter), devices: make(map[string]*device)}
+	d.expected = newExpectations(opts.Blobs, opts.Logger)
 	d.life, d.end = context.WithCancel(context.Background())
 	return d, nil
 }
@@ -165,7 +172,7 @@ func (d *Daemon) make(ctx context.Context, dev *device, v *spec.Volume) error {
 
 // openVolume opens what dev shows.
 func (d *Daemon) openVolume(ctx context.Context, dev *device, v *spec.Volume) (backend.Volume, error) {
-	blobs := dev.meter.opener(d.opts.Blobs)
+	blobs := dev.meter.opener(d.expected)
 	var vol backend.Volume
 	var err error
 	if v.Writable() {
@@ -306,6 +313,7 @@ func (d *Daemon) Seal(ctx context.Context, specPath, dst string) error {
 // they are: they last until they are detached.
 func (d *Daemon) Close(ctx context.Context) error {
 	d.end()
+	d.expected.close()
 	d.work.Wait()
 	var errs []error
 	for _, dev := range d.all() {

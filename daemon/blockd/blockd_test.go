@@ -85,6 +85,7 @@ func newNodeOf(t *testing.T, o nodeOptions) *node {
 		Patience: o.patience,
 		Logger:   slog.New(slog.DiscardHandler),
 		Disk:     image.DiskOptions{Direct: true},
+		Warm:     remote.Warm,
 	})
 	if err == nil {
 		err = n.Start(t.Context(), blockd.Exporter{Name: "fuse", Exporter: exporter})

@@ -34,6 +34,9 @@ type fakeBlock struct {
 	// answer.
 	after func(call string) error
 
+	// expect, if set, is called by Expect.
+	expect func(ctx context.Context, repository string, blobs []blockapi.Blob) error
+
 	mu      sync.Mutex // guards the following
 	layers  map[digest.Digest]string
 	devices map[string]blockapi.Attachment
@@ -186,6 +189,13 @@ func (f *fakeBlock) Attachments(ctx context.Context) ([]blockapi.Attachment, err
 		all = append(all, a)
 	}
 	return all, nil
+}
+
+func (f *fakeBlock) Expect(ctx context.Context, repository string, blobs ...blockapi.Blob) error {
+	if f.expect == nil {
+		return nil
+	}
+	return f.expect(ctx, repository, blobs)
 }
 
 func (f *fakeBlock) Seal(ctx context.Context, specPath, dst string) error {

@@ -455,6 +455,146 @@ func (*SealResponse) Descriptor() ([]byte, []int) {
 	return file_daemon_blockapi_blockapi_proto_rawDescGZIP(), []int{7}
 }
 
+type ExpectRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Repository    string                 `protobuf:"bytes,1,opt,name=repository,proto3" json:"repository,omitempty"` // URL of its blobs
+	Blobs         []*Blob                `protobuf:"bytes,2,rep,name=blobs,proto3" json:"blobs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExpectRequest) Reset() {
+	*x = ExpectRequest{}
+	mi := &file_daemon_blockapi_blockapi_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExpectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExpectRequest) ProtoMessage() {}
+
+func (x *ExpectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_daemon_blockapi_blockapi_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExpectRequest.ProtoReflect.Descriptor instead.
+func (*ExpectRequest) Descriptor() ([]byte, []int) {
+	return file_daemon_blockapi_blockapi_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ExpectRequest) GetRepository() string {
+	if x != nil {
+		return x.Repository
+	}
+	return ""
+}
+
+func (x *ExpectRequest) GetBlobs() []*Blob {
+	if x != nil {
+		return x.Blobs
+	}
+	return nil
+}
+
+type Blob struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	Size          int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"` // bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Blob) Reset() {
+	*x = Blob{}
+	mi := &file_daemon_blockapi_blockapi_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Blob) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Blob) ProtoMessage() {}
+
+func (x *Blob) ProtoReflect() protoreflect.Message {
+	mi := &file_daemon_blockapi_blockapi_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Blob.ProtoReflect.Descriptor instead.
+func (*Blob) Descriptor() ([]byte, []int) {
+	return file_daemon_blockapi_blockapi_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Blob) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *Blob) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+type ExpectResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExpectResponse) Reset() {
+	*x = ExpectResponse{}
+	mi := &file_daemon_blockapi_blockapi_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExpectResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExpectResponse) ProtoMessage() {}
+
+func (x *ExpectResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_daemon_blockapi_blockapi_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExpectResponse.ProtoReflect.Descriptor instead.
+func (*ExpectResponse) Descriptor() ([]byte, []int) {
+	return file_daemon_blockapi_blockapi_proto_rawDescGZIP(), []int{10}
+}
+
 var File_daemon_blockapi_blockapi_proto protoreflect.FileDescriptor
 
 const file_daemon_blockapi_blockapi_proto_rawDesc = "" +
@@ -487,12 +627,22 @@ const file_daemon_blockapi_blockapi_proto_rawDesc = "" +
 	"\vSealRequest\x12\x1b\n" +
 	"\tspec_path\x18\x01 \x01(\tR\bspecPath\x12\x10\n" +
 	"\x03dst\x18\x02 \x01(\tR\x03dst\"\x0e\n" +
-	"\fSealResponse2\xd0\x02\n" +
+	"\fSealResponse\"_\n" +
+	"\rExpectRequest\x12\x1e\n" +
+	"\n" +
+	"repository\x18\x01 \x01(\tR\n" +
+	"repository\x12.\n" +
+	"\x05blobs\x18\x02 \x03(\v2\x18.overlaybd.block.v1.BlobR\x05blobs\"2\n" +
+	"\x04Blob\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\"\x10\n" +
+	"\x0eExpectResponse2\xa1\x03\n" +
 	"\x05Block\x12K\n" +
 	"\x06Attach\x12!.overlaybd.block.v1.AttachRequest\x1a\x1e.overlaybd.block.v1.Attachment\x12O\n" +
 	"\x06Detach\x12!.overlaybd.block.v1.DetachRequest\x1a\".overlaybd.block.v1.DetachResponse\x12^\n" +
 	"\vAttachments\x12&.overlaybd.block.v1.AttachmentsRequest\x1a'.overlaybd.block.v1.AttachmentsResponse\x12I\n" +
-	"\x04Seal\x12\x1f.overlaybd.block.v1.SealRequest\x1a .overlaybd.block.v1.SealResponseBDZBgithub.com/overlaybd-go/overlaybd/daemon/blockapi/internal/blockpbb\x06proto3"
+	"\x04Seal\x12\x1f.overlaybd.block.v1.SealRequest\x1a .overlaybd.block.v1.SealResponse\x12O\n" +
+	"\x06Expect\x12!.overlaybd.block.v1.ExpectRequest\x1a\".overlaybd.block.v1.ExpectResponseBDZBgithub.com/overlaybd-go/overlaybd/daemon/blockapi/internal/blockpbb\x06proto3"
 
 var (
 	file_daemon_blockapi_blockapi_proto_rawDescOnce sync.Once
@@ -506,7 +656,7 @@ func file_daemon_blockapi_blockapi_proto_rawDescGZIP() []byte {
 	return file_daemon_blockapi_blockapi_proto_rawDescData
 }
 
-var file_daemon_blockapi_blockapi_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_daemon_blockapi_blockapi_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_daemon_blockapi_blockapi_proto_goTypes = []any{
 	(*AttachRequest)(nil),       // 0: overlaybd.block.v1.AttachRequest
 	(*Attachment)(nil),          // 1: overlaybd.block.v1.Attachment
@@ -516,22 +666,28 @@ var file_daemon_blockapi_blockapi_proto_goTypes = []any{
 	(*AttachmentsResponse)(nil), // 5: overlaybd.block.v1.AttachmentsResponse
 	(*SealRequest)(nil),         // 6: overlaybd.block.v1.SealRequest
 	(*SealResponse)(nil),        // 7: overlaybd.block.v1.SealResponse
+	(*ExpectRequest)(nil),       // 8: overlaybd.block.v1.ExpectRequest
+	(*Blob)(nil),                // 9: overlaybd.block.v1.Blob
+	(*ExpectResponse)(nil),      // 10: overlaybd.block.v1.ExpectResponse
 }
 var file_daemon_blockapi_blockapi_proto_depIdxs = []int32{
-	1, // 0: overlaybd.block.v1.AttachmentsResponse.attachments:type_name -> overlaybd.block.v1.Attachment
-	0, // 1: overlaybd.block.v1.Block.Attach:input_type -> overlaybd.block.v1.AttachRequest
-	2, // 2: overlaybd.block.v1.Block.Detach:input_type -> overlaybd.block.v1.DetachRequest
-	4, // 3: overlaybd.block.v1.Block.Attachments:input_type -> overlaybd.block.v1.AttachmentsRequest
-	6, // 4: overlaybd.block.v1.Block.Seal:input_type -> overlaybd.block.v1.SealRequest
-	1, // 5: overlaybd.block.v1.Block.Attach:output_type -> overlaybd.block.v1.Attachment
-	3, // 6: overlaybd.block.v1.Block.Detach:output_type -> overlaybd.block.v1.DetachResponse
-	5, // 7: overlaybd.block.v1.Block.Attachments:output_type -> overlaybd.block.v1.AttachmentsResponse
-	7, // 8: overlaybd.block.v1.Block.Seal:output_type -> overlaybd.block.v1.SealResponse
-	5, // [5:9] is the sub-list for method output_type
-	1, // [1:5] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	1,  // 0: overlaybd.block.v1.AttachmentsResponse.attachments:type_name -> overlaybd.block.v1.Attachment
+	9,  // 1: overlaybd.block.v1.ExpectRequest.blobs:type_name -> overlaybd.block.v1.Blob
+	0,  // 2: overlaybd.block.v1.Block.Attach:input_type -> overlaybd.block.v1.AttachRequest
+	2,  // 3: overlaybd.block.v1.Block.Detach:input_type -> overlaybd.block.v1.DetachRequest
+	4,  // 4: overlaybd.block.v1.Block.Attachments:input_type -> overlaybd.block.v1.AttachmentsRequest
+	6,  // 5: overlaybd.block.v1.Block.Seal:input_type -> overlaybd.block.v1.SealRequest
+	8,  // 6: overlaybd.block.v1.Block.Expect:input_type -> overlaybd.block.v1.ExpectRequest
+	1,  // 7: overlaybd.block.v1.Block.Attach:output_type -> overlaybd.block.v1.Attachment
+	3,  // 8: overlaybd.block.v1.Block.Detach:output_type -> overlaybd.block.v1.DetachResponse
+	5,  // 9: overlaybd.block.v1.Block.Attachments:output_type -> overlaybd.block.v1.AttachmentsResponse
+	7,  // 10: overlaybd.block.v1.Block.Seal:output_type -> overlaybd.block.v1.SealResponse
+	10, // 11: overlaybd.block.v1.Block.Expect:output_type -> overlaybd.block.v1.ExpectResponse
+	7,  // [7:12] is the sub-list for method output_type
+	2,  // [2:7] is the sub-list for method input_type
+	2,  // [2:2] is the sub-list for extension type_name
+	2,  // [2:2] is the sub-list for extension extendee
+	0,  // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_daemon_blockapi_blockapi_proto_init() }
@@ -545,7 +701,7 @@ func file_daemon_blockapi_blockapi_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_daemon_blockapi_blockapi_proto_rawDesc), len(file_daemon_blockapi_blockapi_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

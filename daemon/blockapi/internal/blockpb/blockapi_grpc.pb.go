@@ -25,6 +25,7 @@ const (
 	Block_Detach_FullMethodName      = "/overlaybd.block.v1.Block/Detach"
 	Block_Attachments_FullMethodName = "/overlaybd.block.v1.Block/Attachments"
 	Block_Seal_FullMethodName        = "/overlaybd.block.v1.Block/Seal"
+	Block_Expect_FullMethodName      = "/overlaybd.block.v1.Block/Expect"
 )
 
 // BlockClient is the client API for Block service.
@@ -38,6 +39,7 @@ type BlockClient interface {
 	Detach(ctx context.Context, in *DetachRequest, opts ...grpc.CallOption) (*DetachResponse, error)
 	Attachments(ctx context.Context, in *AttachmentsRequest, opts ...grpc.CallOption) (*AttachmentsResponse, error)
 	Seal(ctx context.Context, in *SealRequest, opts ...grpc.CallOption) (*SealResponse, error)
+	Expect(ctx context.Context, in *ExpectRequest, opts ...grpc.CallOption) (*ExpectResponse, error)
 }
 
 type blockClient struct {
@@ -88,6 +90,16 @@ func (c *blockClient) Seal(ctx context.Context, in *SealRequest, opts ...grpc.Ca
 	return out, nil
 }
 
+func (c *blockClient) Expect(ctx context.Context, in *ExpectRequest, opts ...grpc.CallOption) (*ExpectResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExpectResponse)
+	err := c.cc.Invoke(ctx, Block_Expect_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // BlockServer is the server API for Block service.
 // All implementations must embed UnimplementedBlockServer
 // for forward compatibility.
@@ -99,6 +111,7 @@ type BlockServer interface {
 	Detach(context.Context, *DetachRequest) (*DetachResponse, error)
 	Attachments(context.Context, *AttachmentsRequest) (*AttachmentsResponse, error)
 	Seal(context.Context, *SealRequest) (*SealResponse, error)
+	Expect(context.Context, *ExpectRequest) (*ExpectResponse, error)
 	mustEmbedUnimplementedBlockServer()
 }
 
@@ -120,6 +133,9 @@ func (UnimplementedBlockServer) Attachments(context.Context, *AttachmentsRequest
 }
 func (UnimplementedBlockServer) Seal(context.Context, *SealRequest) (*SealResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Seal not implemented")
+}
+func (UnimplementedBlockServer) Expect(context.Context, *ExpectRequest) (*ExpectResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Expect not implemented")
 }
 func (UnimplementedBlockServer) mustEmbedUnimplementedBlockServer() {}
 func (UnimplementedBlockServer) testEmbeddedByValue()               {}
@@ -214,6 +230,24 @@ func _Block_Seal_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Block_Expect_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExpectRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BlockServer).Expect(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Block_Expect_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BlockServer).Expect(ctx, req.(*ExpectRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Block_ServiceDesc is the grpc.ServiceDesc for Block service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -236,6 +270,10 @@ var Block_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Seal",
 			Handler:    _Block_Seal_Handler,
+		},
+		{
+			MethodName: "Expect",
+			Handler:    _Block_Expect_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

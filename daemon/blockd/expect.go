@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package blockd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/overlaybd-go/overlaybd/cache"
+	"github.com/overlaybd-go/overlaybd/daemon/blockapi"
+	"github.com/overlaybd-go/overlaybd/fetcher"
+	"github.com/overlaybd-go/overlaybd/image"
+	"github.com/overlaybd-go/overlaybd/image/spec"
+)
+
+const (
+	// maxExpected is how many blobs are expected at a time, and held for
+	// whoever attaches them; others are opened when they are attached. Each
+	// holds two files and some kilobytes.
+	maxExpected = 512
+
+	// maxWarming is how many are being fetched. It leaves some of the requests
+	// that a host gets at a time to those who wait.
+	maxWarming = 96
+
+	// maxURL bounds what names a repository, in bytes: as much as a label of
+	// containerd's may hold.
+	maxURL = 4096
+
+	// expectTime is how long a blob is expected. Most images are pulled for a
+	// container that starts at once.
+	expectTime = 5 * time.Minute
+)
+
+// Expect implements blockapi.Service.
+func (d *Daemon) Expect(_ context.Context, repository string, blobs ...blockapi.Blob) error {
+	if len(blobs) > spec.MaxLowers || len(repository) > maxURL {
+		return fmt.Errorf("expect %d blobs of a URL of %d bytes: %w", len(blobs), len(repository), errdefs.ErrInvalidArgument)
+	}
+	// Layers in files need no network, and what there is on disk is nobody's
+	// business.
+	if !strings.HasPrefix(repository, "https://") && !strings.HasPrefix(repository, "http://") {
+		return fmt.Errorf("expect blobs of %q: not an http URL: %w", repository, errdefs.ErrInvalidArgument)
+	}
+	volumes := make([]*spec.Volume, len(blobs))
+	for i, b := range blobs {
+		v := &spec.Volume{RepoBlobURL: repository, Lowers: []spec.Lower{{Digest: b.Digest, Size: b.Size}}}
+		if err := v.Validate(); err != nil || b.Size == 0 || b.Digest == "" {
+			return fmt.Errorf("expect blob %q of %d bytes: %w", string(b.Digest), b.Size, errdefs.ErrInvalidArgument)
+		}
+		volumes[i] = v
+	}
+	if len(blobs) == 0 && d.opts.Warm != nil {
+		d.expected.begin(fetcher.Ref{URL: repository}, func(ctx context.Context, _ *expectation) error {
+			return d.opts.Warm(ctx, repository)
+		})
+	}
+	for _, v := range volumes {
+		l := v.Lowers[0]
+		ref := fetcher.Ref{URL: v.BlobURL(l), Digest: l.Digest, Size: l.Size}
+		d.expected.begin(ref, func(ctx context.Context, x *expectation) error { return d.expected.hold(ctx, x, v) })
+	}
+	return nil
+}
+
+// expectations are blobs that will be wanted soon. Each is open, and what
+// opening the layer in it takes is in the cache, or on its way there. The next
+// Open of it takes it over.
+type expectations struct {
+	next  fetcher.Opener
+	log   *slog.Logger
+	turns chan struct{} // holds a token for each that is being fetched
+
+	life context.Context // ends with close
+	end  context.CancelFunc
+	work sync.WaitGroup
+
+	mu     sync.Mutex // guards what follows, and what it points to
+	closed bool
+	all    map[fetcher.Ref]*expectation
+}
+
+// An expectation is in the table until its time is over or its blob is taken.
+type expectation struct {
+	ref   fetcher.Ref
+	blob  *cache.Blob // nil until it is open
+	taken chan struct{}
+}
+
+var _ fetcher.Opener = (*expectations)(nil)
+
+func newExpectations(next fetcher.Opener, log *slog.Logger) *expectations {
+	e := &expectations{next: next, log: log, turns: make(chan struct{}, maxWarming), all: make(map[fetcher.Ref]*expectation)}
+	e.life, e.end = context.WithCancel(context.Background())
+	return e
+}
+
+// begin runs do for ref, unless that is expected already, or too much is.
+func (e *expectations) begin(ref fetcher.Ref, do func(context.Context, *expectation) error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed || e.all[ref] != nil || len(e.all) >= maxExpected {
+		return
+	}
+	x := &expectation{ref: ref, taken: make(chan struct{})}
+	e.all[ref] = x
+	e.work.Go(func() {
+		ctx, cancel := context.WithTimeout(e.life, expectTime)
+		defer cancel()
+		if err := errors.Join(do(ctx, x), e.forget(x)); err != nil { // whoever attaches it will be told
+			e.log.Debug("expectation not met", slog.String("digest", ref.Digest.String()), slog.Any("err", err))
+		}
+	})
+}
+
+// hold opens the blob of x, has fetched what opening the layer in it takes,
+// and keeps it until it is taken or its time is over.
+func (e *expectations) hold(ctx context.Context, x *expectation, v *spec.Volume) error {
+	if err := e.warm(ctx, x, v); err != nil {
+		return err
+	}
+	select {
+	case <-x.taken:
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+func (e *expectations) warm(ctx context.Context, x *expectation, v *spec.Volume) error {
+	select {
+	case e.turns <- struct{}{}:
+		defer func() { <-e.turns }()
+	case <-x.taken:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	b, err := e.next.Open(ctx, x.ref)
+	if err != nil {
+		return err
+	}
+	cached, ok := b.(*cache.Blob)
+	if !ok || !e.offer(x, cached) {
+		return b.Close()
+	}
+	img, err := image.Open(ctx, v, loan{cached})
+	if err != nil {
+		return err
+	}
+	return img.Close()
+}
+
+// offer makes b the blob of x, unless somebody wanted it before.
+func (e *expectations) offer(x *expectation, b *cache.Blob) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.all[x.ref] != x {
+		return false
+	}
+	x.blob = b
+	return true
+}
+
+// Open returns the blob of ref, which may have been expected.
+func (e *expectations) Open(ctx context.Context, ref fetcher.Ref) (fetcher.Blob, error) {
+	if b := e.take(ref); b != nil {
+		return b, nil
+	}
+	return e.next.Open(ctx, ref)
+}
+
+// take ends the expectation of ref, and returns its blob if that is open. What
+// is being fetched goes on.
+func (e *expectations) take(ref fetcher.Ref) *cache.Blob {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	x := e.all[ref]
+	if x == nil {
+		return nil
+	}
+	delete(e.all, ref)
+	close(x.taken)
+	return x.blob
+}
+
+// forget ends an expectation that nobody took.
+func (e *expectations) forget(x *expectation) error {
+	e.mu.Lock()
+	held := e.all[x.ref] == x
+	if held {
+		delete(e.all, x.ref)
+	}
+	e.mu.Unlock()
+	if !held || x.blob == nil {
+		return nil
+	}
+	return x.blob.Close()
+}
+
+// close ends all expectations, and is the end of expecting.
+func (e *expectations) close() {
+	e.mu.Lock()
+	e.closed = true
+	e.mu.Unlock()
+	e.end()
+	e.work.Wait()
+}
+
+// A loan is an Opener of a blob that stays its lender's to close.
+type loan struct{ blob *cache.Blob }
+
+func (l loan) Open(context.Context, fetcher.Ref) (fetcher.Blob, error) { return borrowed{l.blob}, nil }
+
+type borrowed struct{ *cache.Blob }
+
+func (borrowed) Close() error { return nil }

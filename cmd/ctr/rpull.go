@@ -15,7 +15,6 @@ import (
 	"github.com/containerd/containerd/v2/cmd/ctr/commands"
 	ctrcontent "github.com/containerd/containerd/v2/cmd/ctr/commands/content"
 	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/httpdbg"
 	"github.com/containerd/errdefs"
@@ -40,6 +39,7 @@ when a container reads them. Layers of other images are pulled as usual.`,
 		Flags: slices.Concat(commands.RegistryFlags, []cli.Flag{
 			commands.LabelFlag,
 			snapshotterFlag(),
+			configFlag(),
 			&cli.StringFlag{Name: "platform", Usage: "Pull the image for this platform"},
 			&cli.BoolFlag{Name: "download-blobs", Usage: "Pull the layers too, rather than read them on demand"},
 		}),
@@ -52,16 +52,22 @@ func rpull(ctx context.Context, cmd *cli.Command) error {
 	if cmd.Args().Len() != 1 {
 		return errors.New("want the reference of one image")
 	}
-	resolver, err := commands.GetResolver(ctx, cmd)
+	resolver, err := newResolver(ctx, cmd)
 	if err != nil {
 		return err
 	}
+	herald, err := newHerald(ctx, cmd, cmd.Args().First())
+	if err != nil {
+		return err
+	}
+	defer herald.close()
+	herald.expect()
 	return withClient(ctx, cmd, func(ctx context.Context, client *containerd.Client) error {
-		return pull(ctx, cmd, client, resolver)
+		return pull(ctx, cmd, client, containerd.WithResolver(resolver), containerd.WithImageHandlerWrapper(herald.watch))
 	})
 }
 
-func pull(ctx context.Context, cmd *cli.Command, client *containerd.Client, resolver remotes.Resolver) error {
+func pull(ctx context.Context, cmd *cli.Command, client *containerd.Client, opts ...containerd.RemoteOpt) error {
 	ref := cmd.Args().First()
 	if cmd.Bool("http-trace") {
 		ctx = httpdbg.WithClientTrace(ctx)
@@ -69,13 +75,12 @@ func pull(ctx context.Context, cmd *cli.Command, client *containerd.Client, reso
 
 	start := time.Now()
 	show := newDisplay(ctx, cmd.Root().Writer, client, ref, cmd.Bool("debug"))
-	opts := []containerd.RemoteOpt{
-		containerd.WithResolver(resolver),
+	opts = append(opts,
 		containerd.WithPullUnpack,
 		containerd.WithPullSnapshotter(cmd.String("snapshotter"), snapshots.WithLabels(pullLabels(ref, cmd.Bool("download-blobs")))),
 		containerd.WithPullLabels(commands.LabelArgs(cmd.StringSlice("label"))),
 		containerd.WithImageHandler(show),
-	}
+	)
 	if p := cmd.String("platform"); p != "" {
 		opts = append(opts, containerd.WithPlatform(p))
 	}

@@ -109,7 +109,7 @@ func parseBlob(labels map[string]string, plain []string) (spec.Lower, error) {
 	if err != nil || size <= 0 {
 		return spec.Lower{}, fmt.Errorf("%s %q is not a size in bytes", LabelBlobSize, labels[LabelBlobSize])
 	}
-	repo, err := blobURL(imageRef(labels), plain)
+	repo, err := BlobURL(imageRef(labels), plain)
 	if err != nil {
 		return spec.Lower{}, err
 	}
@@ -128,9 +128,9 @@ var (
 	repository = regexp.MustCompile(`^[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*$`)
 )
 
-// blobURL returns the URL of the blobs of the repository that image reference
-// ref is in.
-func blobURL(ref string, plain []string) (string, error) {
+// BlobURL returns the URL of the blobs of the repository that image reference
+// ref is in. Hosts in plain are spoken to by HTTP.
+func BlobURL(ref string, plain []string) (string, error) {
 	r, err := reference.Parse(ref)
 	if err != nil {
 		return "", fmt.Errorf("image reference %q: %w", ref, err)

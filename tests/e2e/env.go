@@ -123,6 +123,9 @@ func (e *Env) StreamCtr(ctx context.Context, stdout io.Writer, args ...string) e
 	cmd := exec.CommandContext(ctx, filepath.Join(Bin(e.t), "ctr"), args...)
 	cmd.Env = append(os.Environ(), "CONTAINERD_ADDRESS="+filepath.Join(e.Dir, "c.sock"),
 		"CONTAINERD_NAMESPACE="+Namespace, "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1")
+	if e.Snapshotter != nil {
+		cmd.Env = append(cmd.Env, "OVERLAYBD_CONFIG="+e.Snapshotter.Config)
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = stopTimeout

@@ -65,9 +65,10 @@ func (s *Snapshotter) createRemote(ctx context.Context, base snapshots.Info) err
 	labels[LabelRemote] = valueRemote
 
 	var dir string
-	err = s.update(ctx, func(ctx context.Context) error {
-		name, found, err := findTarget(ctx, target, base.Parent)
-		if err != nil || found {
+	var found bool
+	err = s.update(ctx, func(ctx context.Context) (err error) {
+		var name string
+		if name, found, err = findTarget(ctx, target, base.Parent); err != nil || found {
 			return err
 		}
 		below, err := stackOf(ctx, base.Parent)
@@ -94,6 +95,9 @@ func (s *Snapshotter) createRemote(ctx context.Context, base snapshots.Info) err
 	}
 	if err != nil {
 		return fmt.Errorf("create layer %s: %w", target, err)
+	}
+	if !found {
+		s.expect(l)
 	}
 	return fmt.Errorf("target snapshot %q: %w", target, errdefs.ErrAlreadyExists)
 }

@@ -49,6 +49,7 @@ import (
 
 	"github.com/overlaybd-go/overlaybd/daemon/blockapi"
 	"github.com/overlaybd-go/overlaybd/daemon/snapshotter/blockmount"
+	"github.com/overlaybd-go/overlaybd/image/spec"
 )
 
 // A Mode says how a container on a block image writes.
@@ -107,6 +108,8 @@ type Snapshotter struct {
 	// devices is taken, by snapshot id, around everything done to a device, its
 	// mount, and the directory they are in. It comes before writing.
 	devices keyLock
+
+	expected chan spec.Lower // layers to tell the block daemon of
 
 	life context.Context // ends with Close; bounds work that outlives a call
 	stop context.CancelFunc
@@ -188,6 +191,8 @@ func open(ctx context.Context, opts Options) (*Snapshotter, error) {
 	if err := s.reconcile(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	s.expected = make(chan spec.Lower, spec.MaxLowers)
+	s.work.Go(s.announce)
 	return s, nil
 }
 

@@ -48,7 +48,7 @@ func newBlob(o *Opener, h *host, l location, size int64) *Blob {
 // fetch asks for bytes [off, off+n) where the last read got them, and at the
 // registry when there was none or that place refuses.
 func (b *Blob) fetch(ctx, life context.Context, off, n int64) (*rangeget.Answer, error) {
-	return b.trail.Get(ctx, func(ctx context.Context, u *url.URL) (*rangeget.Answer, error) {
+	a, err := b.trail.Get(ctx, func(ctx context.Context, u *url.URL) (*rangeget.Answer, error) {
 		get := func(authorization string) (*rangeget.Answer, error) {
 			return b.get(ctx, life, u, authorization, off, n)
 		}
@@ -57,6 +57,10 @@ func (b *Blob) fetch(ctx, life context.Context, off, n int64) (*rangeget.Answer,
 		}
 		return b.authorized(ctx, get)
 	})
+	if err == nil && !rangeget.SameHost(a.URL, b.url) {
+		b.host.storage.Store(&url.URL{Scheme: a.URL.Scheme, Host: a.URL.Host, Path: "/"})
+	}
+	return a, err
 }
 
 // authorized calls get, which asks the registry's own host, with an

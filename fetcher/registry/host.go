@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
@@ -34,6 +35,8 @@ type host struct {
 	ns        string   // the registry that a mirror stands in for; empty for the origin
 	transport http.RoundTripper
 	header    http.Header // of hosts.toml
+
+	storage atomic.Pointer[url.URL] // where it sent the last read to, without the path; nil if nowhere
 }
 
 // repository returns the URL of a repository of the host. It is what

@@ -12,8 +12,10 @@ import (
 
 	"github.com/containerd/containerd/v2/core/remotes/docker/auth"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
+	"github.com/overlaybd-go/overlaybd/fetcher/rangeget"
 )
 
 // A host asks for authorization in the same way for each of its repositories,
@@ -56,7 +58,8 @@ func scope(repo string) string {
 
 // Warm prepares for reads of blobs of one repository, given the URL that those
 // of its blobs begin with: afterwards there is a connection to the host that is
-// asked first, and a token if it wants one.
+// asked first, a token if it wants one, and a connection to where it has sent
+// reads to.
 func (o *Opener) Warm(ctx context.Context, blobs string) error {
 	// Any digest will do.
 	l, err := parse(fetcher.Ref{URL: blobs + "/" + digest.FromString("").String()})
@@ -65,12 +68,37 @@ func (o *Opener) Warm(ctx context.Context, blobs string) error {
 	}
 	hosts, err := o.hosts(ctx, l.namespace, l.plain)
 	if err == nil {
-		err = o.access(hosts[0].repository(l.repo(hosts[0]))).warm(ctx, hosts[0])
+		err = o.warm(ctx, hosts[0], l.repo(hosts[0]))
 	}
 	if err != nil {
 		return fmt.Errorf("prepare for reads of %s%s: %w", l.host, l.path, err)
 	}
 	return nil
+}
+
+func (o *Opener) warm(ctx context.Context, h *host, repo string) error {
+	var g errgroup.Group
+	if u := h.storage.Load(); u != nil {
+		g.Go(func() error {
+			_, err := o.visit(ctx, h, http.MethodHead, u, nil) // refused or not
+			return err
+		})
+	}
+	g.Go(func() error { return o.access(h.repository(repo)).warm(ctx, h) })
+	return g.Wait()
+}
+
+// visit asks for nothing but the answer's header.
+func (o *Opener) visit(ctx context.Context, h *host, method string, u *url.URL, header http.Header) (*rangeget.Answer, error) {
+	req, err := newRequest(ctx, method, u, header)
+	if err != nil {
+		return nil, err
+	}
+	r, err := o.do(ctx, o.life, h, req)
+	if err == nil {
+		r.Discard()
+	}
+	return r, err
 }
 
 // warm gets a token if h is known to want one, and asks h whether it does
@@ -79,15 +107,10 @@ func (a *access) warm(ctx context.Context, h *host) error {
 	if header, err := a.header(ctx, h); err != nil || header != "" {
 		return err
 	}
-	req, err := newRequest(ctx, http.MethodGet, h.base.JoinPath("/"), h.header)
+	r, err := a.o.visit(ctx, h, http.MethodGet, h.base.JoinPath("/"), h.header)
 	if err != nil {
 		return err
 	}
-	r, err := a.o.do(ctx, a.o.life, h, req)
-	if err != nil {
-		return err
-	}
-	r.Discard()
 	if c := pick(auth.ParseAuthHeader(r.Header)); r.Refused() && c != nil {
 		a.o.remember(h, *c)
 		_, err = a.header(ctx, h)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -56,6 +57,27 @@ func TestWarm(t *testing.T) {
 				t.Errorf("the first read sent %q, want %q", got, want[m.name][1])
 			}
 		})
+	}
+}
+
+// TestWarmStorage: where one repository's reads were sent to, a connection is
+// opened for another's, without its token.
+func TestWarmStorage(t *testing.T) {
+	reg := fetchertest.NewRegistry(t, fetchertest.Options{Auth: fetchertest.Bearer, Redirect: true})
+	o := newOpener(t, registry.Options{})
+	content := fetchertest.Content(1000, 1)
+	fetchertest.Want(t, fetchertest.Open(t, o, reg.AddBlob("first", content)), content, 0, 10)
+	reg.ResetLog()
+	if err := o.Warm(t.Context(), blobsOf(reg.AddBlob("second", content))); err != nil {
+		t.Fatal(err)
+	}
+	log := reg.Log()
+	slices.SortFunc(log, func(a, b fetchertest.Request) int { return strings.Compare(string(a.Endpoint), string(b.Endpoint)) })
+	if got := endpoints(log); got != "storage token" {
+		t.Fatalf("got requests %q", got)
+	}
+	if q := log[0]; q.Method != http.MethodHead || q.Path != "/" || q.Authorization != "" {
+		t.Errorf("storage was asked %+v", q)
 	}
 }
 

@@ -44,6 +44,41 @@ func TestRpullOCI(t *testing.T) {
 	}
 }
 
+// TestRpullAsPull: however rpull gets an image, containerd holds the same
+// objects as after a pull of its own.
+func TestRpullAsPull(t *testing.T) {
+	env := e2e.Start(t, e2e.Options{})
+	ref := env.Registry.Push(t, e2e.Synthetic(t), "synthetic", "oci")
+	env.Ctr("rpull", "--plain-http", "--snapshotter", "overlayfs", ref)
+	other := e2e.Start(t, e2e.Options{Registry: env.Registry})
+	other.Pull(ref)
+	if diff := cmp.Diff(holdings(t, other, ref), holdings(t, env, ref)); diff != "" {
+		t.Errorf("what containerd holds (-pull +rpull):\n%s", diff)
+	}
+}
+
+// holdings returns the snapshots that containerd has, its content with labels,
+// and its image ref.
+func holdings(t *testing.T, env *e2e.Env, ref string) map[string]any {
+	t.Helper()
+	img, err := env.Client.ImageService().Get(env.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]any{"image": img.Target, "image labels": img.Labels}
+	for name, info := range snapshotsOf(t, env, "overlayfs") {
+		all["snapshot "+name] = info.Parent
+	}
+	err = env.Client.ContentStore().Walk(env.Context(), func(i content.Info) error {
+		all[i.Digest.String()] = i.Labels
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
 // TestObdconvRefused: a snapshotter that makes no block layers is refused, and
 // the attempt leaves nothing.
 func TestObdconvRefused(t *testing.T) {

@@ -30,6 +30,7 @@ var floors = []struct {
 	{"fetcher/registry", []string{"fetcher", "fetcher/rangeget"}},
 	{"fetcher/http", []string{"fetcher", "fetcher/rangeget"}},
 	{"fetcher/s3", []string{"fetcher", "fetcher/rangeget"}},
+	{"fetcher/agent", []string{"fetcher", "fetcher/limit", "fetcher/rangeget"}},
 	{"fetcher/source", []string{"fetcher", "fetcher/mirror", "fetcher/registry"}},
 	{"fetcher/*", []string{"fetcher"}},
 	{"cache", []string{"fetcher"}},

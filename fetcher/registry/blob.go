@@ -81,9 +81,18 @@ func (b *Blob) authorized(ctx context.Context, get func(string) (*rangeget.Answe
 	return get(authorization)
 }
 
-// get sends one request for bytes [off, off+n) to u. Headers of hosts.toml go
-// to their own host only.
+// get sends one request for bytes [off, off+n) to u.
 func (b *Blob) get(ctx, life context.Context, u *url.URL, authorization string, off, n int64) (*rangeget.Answer, error) {
+	req, err := b.request(ctx, u, authorization, off, n)
+	if err != nil {
+		return nil, err
+	}
+	return b.o.do(ctx, life, b.host, req)
+}
+
+// request returns a request for bytes [off, off+n) to u. Headers of hosts.toml
+// go to their own host only.
+func (b *Blob) request(ctx context.Context, u *url.URL, authorization string, off, n int64) (*http.Request, error) {
 	var header http.Header
 	if rangeget.SameHost(u, b.url) {
 		header = b.host.header
@@ -95,7 +104,10 @@ func (b *Blob) get(ctx, life context.Context, u *url.URL, authorization string, 
 	if authorization != "" {
 		req.Header.Set("Authorization", authorization)
 	}
+	if req.Header.Get("User-Agent") == "" {
+		req.Header.Set("User-Agent", b.o.opts.UserAgent)
+	}
 	req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", off, off+n-1))
 	req.Header.Set("Accept-Encoding", "identity")
-	return b.o.do(ctx, life, b.host, req)
+	return req, nil
 }

@@ -99,6 +99,19 @@ func (o *Opener) Open(ctx context.Context, ref fetcher.Ref) (fetcher.Blob, error
 }
 
 func (o *Opener) open(ctx context.Context, ref fetcher.Ref) (*Blob, error) {
+	b, err := o.blob(ctx, ref)
+	if err != nil || ref.Size > 0 {
+		return b, err
+	}
+	if err := b.Probe(ctx); err != nil {
+		_ = b.Close()
+		return nil, err
+	}
+	return b, nil
+}
+
+// blob returns the blob ref names, of which nobody has been asked yet.
+func (o *Opener) blob(ctx context.Context, ref fetcher.Ref) (*Blob, error) {
 	loc, err := parse(ref)
 	if err != nil {
 		return nil, err
@@ -110,15 +123,7 @@ func (o *Opener) open(ctx context.Context, ref fetcher.Ref) (*Blob, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := newBlob(o, h, loc, ref.Size)
-	if ref.Size == 0 {
-		err = b.Probe(ctx)
-	}
-	if err != nil {
-		_ = b.Close()
-		return nil, err
-	}
-	return b, nil
+	return newBlob(o, h, loc, ref.Size), nil
 }
 
 // Close releases idle connections and waits for token fetches to end. Blobs

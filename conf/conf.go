@@ -45,6 +45,7 @@ type Config struct {
 	Blockd   Blockd   `toml:"blockd"`
 	Cache    Cache    `toml:"cache"`
 	Registry Registry `toml:"registry"`
+	P2P      P2P      `toml:"p2p"`
 	TCMU     TCMU     `toml:"tcmu"`
 	Ublk     Ublk     `toml:"ublk"`
 	Fuse     Fuse     `toml:"fuse"`
@@ -163,6 +164,7 @@ func Default() *Config {
 			RetryBudget:  Duration(10 * time.Second),
 			MaxPerHost:   128,
 		},
+		P2P: P2P{Timeout: sourceTimeout},
 		TCMU: TCMU{
 			QueueDepth: 64,
 			DataArea:   16 * mib,

@@ -25,6 +25,10 @@ type backendConfig struct {
 		Enable  bool  `json:"enable"`
 		MaxMBps int64 `json:"maxMBps"`
 	} `json:"download"`
+	P2P struct {
+		Enable  bool   `json:"enable"`
+		Address string `json:"address"`
+	} `json:"p2pConfig"`
 	Exporter  exporterConfig `json:"exporterConfig"`
 	UserAgent string         `json:"userAgent"`
 }
@@ -54,6 +58,10 @@ func (c *Config) MigrateBackend(r io.Reader) (warnings []string, err error) {
 		if err := c.Registry.BackgroundRate.times("download.maxMBps", old.Download.MaxMBps, mib); err != nil {
 			return nil, err
 		}
+	}
+	if old.P2P.Enable {
+		c.P2P.Kind, c.P2P.URL = "prefix", "http://localhost:9731/accelerator" // where the reference's is
+		set(&c.P2P.URL, old.P2P.Address)
 	}
 	set(&c.Registry.UserAgent, old.UserAgent)
 	c.Metrics.BlockdAddress = w.endpoint(old.Exporter)

@@ -109,6 +109,7 @@ const backendJSON = `{
   "cacheConfig": {"cacheType": "file", "cacheDir": "/c", "cacheSizeGB": 12, "refillSize": 8388608},
   "credentialConfig": {"mode": "file", "path": "/etc/cred.json"}, "credentialFilePath": "/old.json",
   "download": {"enable": true, "delay": 600, "maxMBps": 50},
+  "p2pConfig": {"enable": true, "address": "http://localhost:19145/dadip2p"},
   "exporterConfig": {"enable": true, "port": 9999},
   "userAgent": "ua/1"
 }`
@@ -124,6 +125,7 @@ func TestMigrateBackend(t *testing.T) {
 	want.Cache.ExtentSize, want.Cache.MaxExtent = 8<<20, 8<<20
 	want.Registry.CredFile, want.Registry.UserAgent = "/etc/cred.json", "ua/1"
 	want.Registry.BackgroundRate = 50 << 20
+	want.P2P.Kind, want.P2P.URL = "prefix", "http://localhost:19145/dadip2p"
 	want.Metrics.BlockdAddress = ":9999"
 	if diff := cmp.Diff(want, cfg); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -133,6 +135,23 @@ func TestMigrateBackend(t *testing.T) {
 	}
 	if err := cfg.Validate(); err != nil {
 		t.Errorf("migrated configuration is not valid: %v", err)
+	}
+}
+
+// TestMigrateAgent: an agent without an address is where the reference's is,
+// and one that is off is none.
+func TestMigrateAgent(t *testing.T) {
+	for doc, want := range map[string]conf.P2P{
+		`{"p2pConfig": {"enable": true}}`:                           {Kind: "prefix", URL: "http://localhost:9731/accelerator"},
+		`{"p2pConfig": {"enable": false, "address": "http://a/b"}}`: {},
+	} {
+		cfg := conf.Default()
+		if warnings, err := cfg.MigrateBackend(strings.NewReader(doc)); err != nil || warnings != nil {
+			t.Errorf("%s: %q, %v", doc, warnings, err)
+		}
+		if cfg.P2P.Kind != want.Kind || cfg.P2P.URL != want.URL {
+			t.Errorf("%s: got %+v", doc, cfg.P2P)
+		}
 	}
 }
 

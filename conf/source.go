@@ -31,6 +31,14 @@ type Source struct {
 	URL string `toml:"url"`
 }
 
+// P2P is the peer-to-peer agent that registries' blobs are read by way of.
+type P2P struct {
+	Kind    string   `toml:"kind"` // prefix, mirror, proxy; empty: none
+	URL     string   `toml:"url"`
+	Timeout Duration `toml:"timeout"` // of one answer
+	CAFile  string   `toml:"ca_file"`
+}
+
 // sourceTimeout is the default of a source's timeout: much less than a fetch
 // may take, which has other places to try.
 const sourceTimeout = Duration(5 * time.Second)
@@ -77,6 +85,20 @@ func (s *Source) validateS3(p *problems, at string) {
 	p.check(!strings.ContainsAny(s.Region, "/@:?#. "), at+"region", "%q is not a region", s.Region)
 	p.maybePath(at+"credentials_file", s.CredentialsFile)
 	p.check(!s.Anonymous || s.Profile == "" && s.CredentialsFile == "", at+"anonymous", "is on, but credentials are named, too")
+}
+
+// validate checks the agent. fetch is how long a fetch may take altogether.
+func (a *P2P) validate(p *problems, fetch Duration) {
+	p.check(a.Timeout > 0, "p2p.timeout", "is not positive")
+	if a.Kind == "" {
+		p.check(a.URL == "", "p2p.kind", "is empty, but p2p.url names an agent")
+		return
+	}
+	p.oneOf("p2p.kind", a.Kind, "prefix", "mirror", "proxy")
+	p.url("p2p.url", a.URL)
+	p.check(!strings.Contains(a.URL, "?"), "p2p.url", "has a query")
+	p.check(a.Timeout < fetch, "p2p.timeout", "%v leaves no time of cache.fetch_timeout (%v) for the registry", a.Timeout, fetch)
+	p.maybePath("p2p.ca_file", a.CAFile)
 }
 
 // url accepts http and https URLs that hold no password, which errors and logs

@@ -42,6 +42,7 @@ func (c *Config) Validate() error {
 	c.Blockd.validate(&p)
 	c.Cache.validate(&p)
 	c.Registry.validate(&p)
+	c.P2P.validate(&p, c.Cache.FetchTimeout)
 	for i, s := range c.Sources {
 		s.validate(&p, fmt.Sprintf("source[%d].", i), c.Cache.FetchTimeout)
 	}

@@ -34,6 +34,7 @@ func other() *conf.Config {
 			UserAgent: "it \"is\"\tme", DialTimeout: conf.Duration(time.Millisecond), IdleTimeout: conf.Duration(time.Minute),
 			RetryBudget: 0, MaxPerHost: 1, BackgroundRate: 100 << 20,
 		},
+		P2P:  conf.P2P{Kind: "proxy", URL: "http://127.0.0.1:4001", Timeout: conf.Duration(time.Millisecond), CAFile: "/ca.pem"},
 		TCMU: conf.TCMU{QueueDepth: 1, DataArea: 1 << 20, CommandTimeout: conf.Duration(time.Second), DiskTimeout: conf.Duration(time.Minute)},
 		Ublk: conf.Ublk{Queues: 2, QueueDepth: 32},
 		Fuse: conf.Fuse{Dir: "/f", MaxBackground: 12},
@@ -61,7 +62,7 @@ func TestValidate(t *testing.T) {
 			"root", "address", "rw_mode", "writable_layer", "default_fs", "turbo_fs", "runtime",
 			"log.level", "log.format", "blockd.address", "blockd.state_dir", "blockd.exporter",
 			"cache.dir", "cache.block_size", "cache.extent_size", "cache.max_extent", "cache.fetch_timeout",
-			"registry.dial_timeout", "registry.idle_timeout", "registry.max_per_host",
+			"registry.dial_timeout", "registry.idle_timeout", "registry.max_per_host", "p2p.timeout",
 			"tcmu.queue_depth", "tcmu.data_area", "tcmu.disk_timeout",
 			"ublk.queue_depth", "fuse.dir", "fuse.max_background", "blockd.address", "blockd.state_dir",
 		}},
@@ -84,6 +85,10 @@ func TestValidate(t *testing.T) {
 		{"metrics", func(c *conf.Config) { c.Metrics.SnapshotterAddress, c.Metrics.BlockdAddress = "9863", "a:b" }, []string{"metrics.snapshotter_address", "metrics.blockd_address"}},
 		{"metrics shared", func(c *conf.Config) { c.Metrics.SnapshotterAddress, c.Metrics.BlockdAddress = ":1", ":1" }, []string{"metrics.blockd_address"}},
 		{"pprof nowhere", func(c *conf.Config) { c.Metrics.Pprof = true }, []string{"metrics.pprof"}},
+		{"agent unknown", func(c *conf.Config) {
+			c.P2P = conf.P2P{Kind: "peer", URL: "agent:1?x", Timeout: c.Cache.FetchTimeout, CAFile: "ca"}
+		}, []string{"p2p.kind", "p2p.url", "p2p.url", "p2p.timeout", "p2p.ca_file"}},
+		{"agent of no kind", func(c *conf.Config) { c.P2P.URL = "http://agent" }, []string{"p2p.kind"}},
 		{"source", func(c *conf.Config) { c.Sources = []conf.Source{{}} }, []string{"source[0].match", "source[0].layout", "source[0].timeout", "source[0].kind"}},
 		{"sources", func(c *conf.Config) {
 			c.Sources = other().Sources

@@ -9,13 +9,37 @@ import (
 
 	"github.com/overlaybd-go/overlaybd/conf"
 	"github.com/overlaybd-go/overlaybd/fetcher"
+	"github.com/overlaybd-go/overlaybd/fetcher/agent"
 	"github.com/overlaybd-go/overlaybd/fetcher/auth"
 	"github.com/overlaybd-go/overlaybd/fetcher/http"
 	"github.com/overlaybd-go/overlaybd/fetcher/limit"
+	"github.com/overlaybd-go/overlaybd/fetcher/mirror"
 	"github.com/overlaybd-go/overlaybd/fetcher/rangeget"
+	"github.com/overlaybd-go/overlaybd/fetcher/registry"
 	"github.com/overlaybd-go/overlaybd/fetcher/s3"
 	"github.com/overlaybd-go/overlaybd/fetcher/source"
 )
+
+// newPlaces returns where else than at its registry a blob can be had, best
+// first, and what to close after use.
+func newPlaces(cfg *conf.Config, reg *registry.Opener, limited *limit.Opener) (places func(fetcher.Ref) []mirror.Place, closers []io.Closer, err error) {
+	rules, closers, err := newSources(cfg, limited)
+	if err != nil || cfg.P2P.Kind == "" {
+		return rules.Places, closers, err
+	}
+	a, err := agent.New(agent.Options{
+		Kind: agent.Kind(cfg.P2P.Kind), URL: cfg.P2P.URL, CAFile: cfg.P2P.CAFile,
+		Timeouts: timeouts(cfg, cfg.P2P.Timeout),
+	})
+	if err != nil {
+		return nil, closers, err
+	}
+	opener := limited.Over(a.Opener(reg.Via(a, timeouts(cfg, cfg.P2P.Timeout))))
+	return func(ref fetcher.Ref) []mirror.Place {
+		nearest := mirror.Place{Name: "agent " + a.Host(), Ref: a.Ref(ref), Opener: opener}
+		return append([]mirror.Place{nearest}, rules.Places(ref)...)
+	}, append(closers, a), nil
+}
 
 // newSources returns the rules of the configuration, each with an opener of
 // its own under the limits that all share, and what to close after use.
@@ -51,7 +75,7 @@ func newBucket(cfg *conf.Config, s conf.Source) *s3.Opener {
 		Anonymous:       s.Anonymous,
 		Profile:         s.Profile,
 		CredentialsFile: s.CredentialsFile,
-		Timeouts:        timeouts(cfg, s),
+		Timeouts:        timeouts(cfg, s.Timeout),
 	})
 }
 
@@ -59,15 +83,16 @@ func newWeb(cfg *conf.Config, s conf.Source) *http.Opener {
 	return http.New(http.Options{
 		Credentials: credentials(cfg),
 		UserAgent:   cfg.Registry.UserAgent,
-		Timeouts:    timeouts(cfg, s),
+		Timeouts:    timeouts(cfg, s.Timeout),
 	})
 }
 
-func timeouts(cfg *conf.Config, s conf.Source) rangeget.Timeouts {
+// timeouts are those of a source that has others behind it.
+func timeouts(cfg *conf.Config, answer conf.Duration) rangeget.Timeouts {
 	return rangeget.Timeouts{
-		DialTimeout:   time.Duration(cfg.Registry.DialTimeout),
-		HeaderTimeout: time.Duration(s.Timeout),
-		IdleTimeout:   time.Duration(s.Timeout),
+		DialTimeout:   time.Duration(min(cfg.Registry.DialTimeout, answer)),
+		HeaderTimeout: time.Duration(answer),
+		IdleTimeout:   time.Duration(answer),
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -116,4 +117,31 @@ url = %q
 			wantBlob(t, o, fetcher.Ref{URL: url, Digest: dgst, Size: int64(size)}, content)
 		}
 	}
+}
+
+// TestConfiguredAgent reads a blob by way of an agent, and from the source
+// that is left when there is none any more.
+func TestConfiguredAgent(t *testing.T) {
+	content := fetchertest.Content(100_000, 1)
+	ref := fetcher.Ref{Digest: digest.FromBytes(content), Size: int64(len(content))}
+	ref.URL = "http://127.0.0.1:1/v2/team/app/blobs/" + ref.Digest.String()
+	asked := make(chan string, 100)
+	agent := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.RequestURI
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
+	}))
+	t.Cleanup(agent.Close)
+	text := fmt.Sprintf("[p2p]\nkind = \"prefix\"\nurl = \"%s/key\"\n"+
+		"[[source]]\nmatch = \"*\"\nkind = \"http\"\nlayout = \"oci\"\nurl = %q\n", agent.URL, serveLayout(t, content))
+	wantBlob(t, configured(t, text), ref, content)
+	select {
+	case got := <-asked:
+		if want := "/key/" + ref.URL; got != want {
+			t.Errorf("the agent was asked for %s, want %s", got, want)
+		}
+	default:
+		t.Error("the agent was not asked")
+	}
+	agent.Close()
+	wantBlob(t, configured(t, text), ref, content)
 }

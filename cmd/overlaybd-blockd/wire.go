@@ -90,12 +90,12 @@ func (n *node) blobs(cfg *conf.Config) (fetcher.Opener, error) {
 		PerHost:        cfg.Registry.MaxPerHost,
 		BackgroundRate: int64(cfg.Registry.BackgroundRate),
 	})
-	rules, closers, err := newSources(cfg, limited)
+	places, closers, err := newPlaces(cfg, n.remote, limited)
 	n.sources = closers
 	if err != nil {
 		return nil, err
 	}
-	mirrored := mirror.New(n.remote, limited, mirror.Options{Elsewhere: rules.Places})
+	mirrored := mirror.New(n.remote, limited, mirror.Options{Elsewhere: places})
 	retried := retry.New(mirrored, retry.Options{Budget: time.Duration(cfg.Registry.RetryBudget)})
 	cached := n.cache.Opener(retried)
 	return fetcher.Schemes{"https": cached, "http": cached, "file": file.Opener{}}, nil

@@ -28,7 +28,7 @@ func StatusError(r *http.Response) error {
 	case code == http.StatusNotFound || code == http.StatusGone || code == http.StatusRequestedRangeNotSatisfiable:
 		return fmt.Errorf("%w: %s", fetcher.ErrNotFound, text)
 	case code == http.StatusRequestTimeout || code == http.StatusTooEarly || code == http.StatusTooManyRequests || code >= 500:
-		if after := retryAfter(r.Header.Get("Retry-After"), time.Now()); after > 0 {
+		if after := retryAfter(r.Header, time.Now()); after > 0 {
 			return &fetcher.RetryAfterError{After: after, Err: errors.New(text)}
 		}
 		return Temporary("%s", text)
@@ -36,14 +36,19 @@ func StatusError(r *http.Response) error {
 	return errors.New(text)
 }
 
-// retryAfter parses a Retry-After header: seconds or a date.
-func retryAfter(s string, now time.Time) time.Duration {
+// retryAfter parses a Retry-After header: seconds, or a date by the clock of
+// the server, which may be another than ours.
+func retryAfter(h http.Header, now time.Time) time.Duration {
 	// A day is more than any reader will wait, and far from overflowing.
 	const most = 24 * time.Hour
+	s := h.Get("Retry-After")
 	if sec, err := strconv.ParseUint(s, 10, 31); err == nil {
 		return min(time.Duration(sec)*time.Second, most)
 	}
 	if at, err := http.ParseTime(s); err == nil {
+		if date, err := http.ParseTime(h.Get("Date")); err == nil {
+			now = date
+		}
 		return max(0, min(at.Sub(now), most))
 	}
 	return 0

@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/overlaybd-go/overlaybd/conf"
+	"github.com/overlaybd-go/overlaybd/daemon"
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/fetcher/fetchertest"
 	"github.com/overlaybd-go/overlaybd/tests/need"
@@ -35,7 +36,7 @@ func configured(t *testing.T, text string) fetcher.Opener {
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	n := &node{remote: newRegistry(cfg)}
+	n := &node{metrics: daemon.NewRegistry(), remote: newRegistry(cfg)}
 	if n.cache, err = newCache(cfg); err != nil {
 		t.Fatal(err)
 	}

@@ -96,6 +96,11 @@ func (n *node) blobs(cfg *conf.Config) (fetcher.Opener, error) {
 		return nil, err
 	}
 	mirrored := mirror.New(n.remote, limited, mirror.Options{Elsewhere: places})
+	stats, err := daemon.StatsCollector("overlaybd_sources", mirrored.Stats)
+	if err != nil {
+		return nil, err
+	}
+	n.metrics.MustRegister(stats)
 	retried := retry.New(mirrored, retry.Options{Budget: time.Duration(cfg.Registry.RetryBudget)})
 	cached := n.cache.Opener(retried)
 	return fetcher.Schemes{"https": cached, "http": cached, "file": file.Opener{}}, nil

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
-	"github.com/overlaybd-go/overlaybd/fetcher/fetchertest"
 	"github.com/overlaybd-go/overlaybd/fetcher/mirror"
 )
 
@@ -79,14 +78,5 @@ func TestDropPassesOverWhoGaveWrongBytes(t *testing.T) {
 		if err := fetcher.Drop(t.Context(), b, 0, 10); err != nil {
 			t.Error(err)
 		}
-	}
-}
-
-// TestElsewhereAlone: what is nowhere else is opened as it always was.
-func TestElsewhereAlone(t *testing.T) {
-	s := newSites(string(fetchertest.Content(10, 1)))[2:]
-	b := open(t, mirror.New(s, s, mirror.Options{Elsewhere: func(fetcher.Ref) []mirror.Place { return nil }}), 10)
-	if b != fetcher.Blob(s[0]) {
-		t.Errorf("got a %T, want the origin's own blob", b)
 	}
 }

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mirror
+
+import "sync/atomic"
+
+// Stats counts what an Opener and its blobs did.
+type Stats struct {
+	Failures  int64 // requests that failed at a place
+	Throttled int64 // of them, those whose host asked to be left alone
+}
+
+// counters is a Stats being counted.
+type counters struct {
+	failures, throttled atomic.Int64
+}
+
+// Stats returns what o has counted.
+func (o *Opener) Stats() Stats {
+	return Stats{
+		Failures:  o.count.failures.Load(),
+		Throttled: o.count.throttled.Load(),
+	}
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mirror_test
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/overlaybd-go/overlaybd/fetcher"
+	"github.com/overlaybd-go/overlaybd/fetcher/mirror"
+)
+
+func throttled(after time.Duration) error {
+	return &fetcher.RetryAfterError{After: after, Err: errors.New("429")}
+}
+
+// TestThrottledPlace is passed over for as long as it asked for, which may be
+// less than a penalty or more, but not for as long as it likes.
+func TestThrottledPlace(t *testing.T) {
+	for after, until := range map[time.Duration]time.Duration{
+		3 * time.Second: 3 * time.Second, time.Minute: time.Minute, 24 * time.Hour: 2 * time.Minute,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newSites("0123456789")
+			o := mirror.New(s, s, mirror.Options{})
+			b := open(t, o, 10)
+			s[0].err = throttled(after)
+			_, _ = read(t, b)
+			s[0].err = nil
+			time.Sleep(until - time.Millisecond)
+			_, _ = read(t, b)
+			if got := s.reads(); got != "1 2 0" {
+				t.Errorf("%v: reads %s, want the throttled place passed over", after, got)
+			}
+			time.Sleep(time.Millisecond)
+			_, _ = read(t, b)
+			if got := s.reads(); got != "1 0 0" {
+				t.Errorf("%v: reads %s, want it asked again", after, got)
+			}
+			if got := o.Stats(); got.Throttled != 1 || got.Failures != 1 {
+				t.Errorf("got %+v", got)
+			}
+		})
+	}
+}
+
+// TestThrottledEverywhere: no host is asked before it wants to be, though
+// there is nobody else; whoever tries again is told when to.
+func TestThrottledEverywhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSites("0123456789")
+		b := open(t, mirror.New(s, s, mirror.Options{}), 10)
+		s[0].err, s[1].err, s[2].err = throttled(90*time.Second), throttled(60*time.Second), throttled(70*time.Second)
+		_, _ = read(t, b)
+		if got := s.reads(); got != "1 1 1" {
+			t.Errorf("reads %s", got)
+		}
+		time.Sleep(10 * time.Second)
+		_, err := read(t, b)
+		var again *fetcher.RetryAfterError
+		if !errors.As(err, &again) || again.After != 50*time.Second || !errors.Is(err, fetcher.ErrTemporary) {
+			t.Errorf("got %v, want to come again in 50 s", err)
+		}
+		if got := s.reads(); got != "0 0 0" {
+			t.Errorf("reads %s, want none", got)
+		}
+		s[1].err = nil
+		time.Sleep(50 * time.Second)
+		if got, err := read(t, b); got != "12345678" || err != nil {
+			t.Errorf("got %q, %v", got, err)
+		}
+	})
+}
+
+// TestTroubleBesideThrottling: where one host is throttled for long and the
+// other is in passing trouble, nobody waits for the first.
+func TestTroubleBesideThrottling(t *testing.T) {
+	s := newSites("0123456789")
+	b := open(t, mirror.New(s, s, mirror.Options{}), 10)
+	s[0].err, s[1].err, s[2].err = errMissing, errTemporary, throttled(time.Hour)
+	_, err := read(t, b)
+	var again *fetcher.RetryAfterError
+	if errors.As(err, &again) || !errors.Is(err, fetcher.ErrTemporary) {
+		t.Errorf("got %v, want to come again soon", err)
+	}
+}

@@ -31,6 +31,7 @@ var floors = []struct {
 	{"fetcher/http", []string{"fetcher", "fetcher/rangeget"}},
 	{"fetcher/s3", []string{"fetcher", "fetcher/rangeget"}},
 	{"fetcher/agent", []string{"fetcher", "fetcher/limit", "fetcher/rangeget"}},
+	{"fetcher/mirror", []string{"fetcher", "fetcher/limit"}},
 	{"fetcher/source", []string{"fetcher", "fetcher/mirror", "fetcher/registry"}},
 	{"fetcher/*", []string{"fetcher"}},
 	{"cache", []string{"fetcher"}},

@@ -23,6 +23,8 @@ type Blob struct {
 
 	mu     sync.Mutex // guards what follows
 	places []*place   // best first; at least the last of all
+	closed bool
+	work   sync.WaitGroup // requests of races
 }
 
 var (
@@ -33,12 +35,12 @@ var (
 
 // probe opens the blob at one place, for its size.
 func (b *Blob) probe(ctx context.Context) error {
-	return b.try(ctx, func(p *place) error {
+	return b.try(ctx, func(p *place) (*place, error) {
 		blob, err := p.open(ctx)
 		if err == nil {
 			p.blob, b.size = blob, blob.Size()
 		}
-		return err
+		return p, err
 	})
 }
 
@@ -70,16 +72,16 @@ func (b *Blob) openAll(ctx context.Context) error {
 var errNegative = errors.New("read blob: negative offset or length")
 
 // ReadAt reads at the first place that works, and after a failure reads what
-// is missing at the next.
+// is missing at the next. Without a race: its bytes come with its answer.
 func (b *Blob) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, errNegative
 	}
 	done := 0
-	err := b.try(ctx, func(at *place) error {
+	err := b.try(ctx, func(at *place) (*place, error) {
 		n, err := at.blob.ReadAt(ctx, p[done:], off+int64(done))
 		done += n
-		return err
+		return at, err
 	})
 	return done, err
 }
@@ -90,16 +92,17 @@ func (b *Blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, erro
 	if off < 0 || n < 0 {
 		return nil, errNegative
 	}
-	var s *stream
-	err := b.try(ctx, func(at *place) error {
-		rc, err := fetcher.ReadRange(ctx, at.blob, off, n)
-		s = &stream{rc, b, ctx, at}
-		return err
+	var won *leg
+	err := b.try(ctx, func(at *place) (*place, error) {
+		won = b.race(ctx, at, func(ctx context.Context, at *place) (io.ReadCloser, error) {
+			return fetcher.ReadRange(ctx, at.blob, off, n)
+		})
+		return won.at, won.err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return s, nil
+	return &stream{won, ctx}, nil
 }
 
 // Drop says that bytes read were wrong. The best place without a penalty is
@@ -123,13 +126,28 @@ func (b *Blob) Size() int64 { return b.size }
 
 // Close closes the blob at every place.
 func (b *Blob) Close() error {
+	b.mu.Lock()
+	b.closed = true
+	b.mu.Unlock()
 	var errs []error
 	for _, p := range b.all {
 		if p.blob != nil {
 			errs = append(errs, p.blob.Close())
 		}
 	}
+	b.work.Wait()
 	return errors.Join(errs...)
+}
+
+// spawn runs f on a goroutine that Close waits for. It reports false once the
+// blob is closed.
+func (b *Blob) spawn(f func()) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.closed {
+		b.work.Go(f)
+	}
+	return !b.closed
 }
 
 // list returns the places of the blob, best first.
@@ -141,13 +159,15 @@ func (b *Blob) list() []*place {
 
 // try calls op for one place after the other until one works: first those
 // without a penalty, then, because nothing is left to lose, the others, but
-// for those that asked to be left alone.
-func (b *Blob) try(ctx context.Context, op func(*place) error) error {
+// for those that asked to be left alone. op returns whose outcome its error
+// is.
+func (b *Blob) try(ctx context.Context, op func(*place) (*place, error)) error {
 	places := b.list()
 	errs := make([]error, len(places))
 	attempt := func(i int) (failed bool) {
-		errs[i] = op(places[i])
-		return b.account(ctx, places[i], errs[i])
+		var at *place
+		at, errs[i] = op(places[i])
+		return b.account(ctx, at, errs[i])
 	}
 	var later []int
 	for i, p := range places {
@@ -221,16 +241,16 @@ func asked(err error) time.Duration {
 
 // stream is a range read at one place.
 type stream struct {
-	io.ReadCloser
-	b   *Blob
-	ctx context.Context
-	at  *place
+	*leg
+	ctx context.Context // the reader's
 }
 
 func (s *stream) Read(p []byte) (int, error) {
-	n, err := s.ReadCloser.Read(p)
+	n, err := s.rc.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
 		s.b.account(s.ctx, s.at, err)
 	}
 	return n, err
 }
+
+func (s *stream) Close() error { return s.close() }

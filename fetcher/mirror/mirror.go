@@ -16,6 +16,8 @@
 // blob, any other one (the mirror has no such repository, or wants another
 // credential) for this blob only. A host that says when it wants to be asked
 // again is not asked before.
+//
+// A place that is slower than it usually is gets a competitor; see race.
 package mirror
 
 import (

@@ -24,10 +24,11 @@ type place struct {
 // host is what all blobs at one host have in common.
 type host struct {
 	penalty
+	pace
 }
 
 func newHost(length time.Duration) *host {
-	return &host{penalty: penalty{length: length}}
+	return &host{penalty: penalty{length: length}, pace: newPace()}
 }
 
 func (p *place) open(ctx context.Context) (fetcher.Blob, error) { return p.opener.Open(ctx, p.ref) }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/fetcher/mirror"
+	"github.com/overlaybd-go/overlaybd/fetcher/retry"
 )
 
 func throttled(after time.Duration) error {
@@ -84,5 +85,28 @@ func TestTroubleBesideThrottling(t *testing.T) {
 	var again *fetcher.RetryAfterError
 	if errors.As(err, &again) || !errors.Is(err, fetcher.ErrTemporary) {
 		t.Errorf("got %v, want to come again soon", err)
+	}
+}
+
+// TestThrottledOrigin: a read waits as long as the only host asks for, where
+// that is within the budget of retries, and no longer.
+func TestThrottledOrigin(t *testing.T) {
+	for after, want := range map[time.Duration]string{2 * time.Second: "[2]", 20 * time.Second: "[1]"} {
+		synctest.Test(t, func(t *testing.T) {
+			all := newServers(1)
+			o := retry.New(mirror.New(all, all, mirror.Options{}), retry.Options{Budget: 5 * time.Second})
+			b := open(t, o, int64(len(content)))
+			all[0].set(answer{err: throttled(after)})
+			time.AfterFunc(time.Second, func() { all[0].set(answer{}) })
+			begun := time.Now()
+			rc, err := fetcher.ReadRange(t.Context(), b, 0, 5)
+			took := time.Since(begun)
+			if err == nil {
+				err = rc.Close()
+			}
+			if (err == nil) != (took >= after) || all.asked() != want {
+				t.Errorf("told to wait %v: got %v after %v", after, err, took)
+			}
+		})
 	}
 }

@@ -33,7 +33,7 @@ func newBlob(o *Opener, h *host, l location, size int64) *Blob {
 	if h.ns != "" {
 		u.RawQuery = url.Values{"ns": {h.ns}}.Encode()
 	}
-	b := &Blob{o: o, host: h, access: o.access(h.repository(repo)), url: u, trail: rangeget.NewTrail(u)}
+	b := &Blob{o: o, host: h, access: o.access(h.repository(repo)), url: u, trail: o.trail(u)}
 	b.Blob = rangeget.New(rangeget.Options{
 		Digest: l.digest,
 		Host:   u.Host,

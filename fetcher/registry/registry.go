@@ -6,9 +6,9 @@
 // The one thing to know: everything that takes a round trip of its own is
 // remembered, so a warm read is exactly one HTTP request. The bearer token is
 // shared by all blobs of a repository, and where tokens come from by all
-// repositories of a host; the target of a redirect is kept per
-// blob until it is refused, and the hosts.toml directory is read when a blob
-// is opened, never per read.
+// repositories of a host; the target of a redirect by all who have the same
+// blob open, or open it soon after, until it is refused; and the hosts.toml
+// directory is read when a blob is opened, never per read.
 //
 // Nothing here retries, apart from one refresh of a refused token and one new
 // resolution of an expired redirect. What may pass by itself is a
@@ -65,6 +65,7 @@ type Opener struct {
 	closed bool
 	spaces map[string]*namespace
 	grants map[string]*access // by repository URL
+	trails map[string]trail   // by blob URL
 
 	challenges map[string]auth.Challenge // by base URL of a host, the last one
 
@@ -82,6 +83,7 @@ func New(opts Options) *Opener {
 		stop:   stop,
 		spaces: map[string]*namespace{},
 		grants: map[string]*access{},
+		trails: map[string]trail{},
 
 		challenges: map[string]auth.Challenge{},
 	}

@@ -6,8 +6,10 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"net/http/httptrace"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -112,6 +114,64 @@ func TestWarmReadIsOneRequest(t *testing.T) {
 				t.Errorf("a second blob of the repository: got requests %q, want no authorization of its own", got)
 			}
 		})
+	}
+}
+
+// TestReopenedBlobIsReadByOneRequest: what one reader has found out is known
+// to the next, until it is refused.
+func TestReopenedBlobIsReadByOneRequest(t *testing.T) {
+	for _, m := range modes {
+		t.Run(m.name, func(t *testing.T) {
+			reg := fetchertest.NewRegistry(t, m.opts)
+			o := newOpener(t, registry.Options{Credentials: m.cred})
+			content := fetchertest.Content(10_000, 1)
+			ref := reg.AddBlob(repo, content)
+			first := fetchertest.Open(t, o, ref)
+			fetchertest.Want(t, first, content, 0, 10)
+			if err := first.Close(); err != nil {
+				t.Fatal(err)
+			}
+			reg.ResetLog()
+			second := fetchertest.Open(t, o, ref)
+			fetchertest.Want(t, second, content, 0, 10)
+			if n := len(reg.Log()); n != 1 {
+				t.Errorf("%d requests, want one", n)
+			}
+			if !m.opts.Redirect {
+				return
+			}
+			reg.ExpireRedirects()
+			third := fetchertest.Open(t, o, ref)
+			fetchertest.Want(t, third, content, 0, 10)
+			reg.ResetLog()
+			fetchertest.Want(t, second, content, 0, 10)
+			if got := endpoints(reg.Log()); got != "storage" {
+				t.Errorf("after another reader was redirected anew: got requests %q", got)
+			}
+		})
+	}
+}
+
+// TestIdleConnectionsAreUsed: the first reads of many blobs go over the
+// connections that there are, to the storage too.
+func TestIdleConnectionsAreUsed(t *testing.T) {
+	reg := fetchertest.NewRegistry(t, fetchertest.Options{Auth: fetchertest.Bearer, Redirect: true})
+	o := newOpener(t, registry.Options{})
+	var fresh atomic.Int32
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) {
+		if !i.Reused {
+			fresh.Add(1)
+		}
+	}})
+	for i := range 20 {
+		content := fetchertest.Content(300_000, uint64(i))
+		b := fetchertest.Open(t, o, reg.AddBlob(repo, content))
+		if _, err := b.ReadAt(ctx, make([]byte, 100_000), 1000); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := fresh.Load(); n != 2 {
+		t.Errorf("%d connections were made for 20 blobs, want one to the registry and one to its storage", n)
 	}
 }
 

@@ -89,6 +89,20 @@ func TestBucketInPlaceOfRegistry(t *testing.T) {
 	}
 }
 
+// refusing sets a server that answers with an error of S3.
+func refusing(t *testing.T, status int, code string, header ...string) func(*s3.Options) {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		for i := 0; i < len(header); i += 2 {
+			w.Header().Set(header[i], header[i+1])
+		}
+		w.WriteHeader(status)
+		_, _ = fmt.Fprintf(w, "<Error><Code>%s</Code><Message>so it is</Message></Error>", code)
+	}))
+	t.Cleanup(server.Close)
+	return func(o *s3.Options) { o.Endpoint = server.URL }
+}
+
 // TestBadBucket: whatever is wrong with the bucket, the device reads what the
 // registry has.
 func TestBadBucket(t *testing.T) {
@@ -117,6 +131,10 @@ func TestBadBucket(t *testing.T) {
 		"spoilt":      {spoil, nil},
 		"wrong keys":  {bytes.Clone, func(o *s3.Options) { o.CredentialsFile = "/nowhere" }},
 		"unreachable": {bytes.Clone, func(o *s3.Options) { o.Endpoint = "http://127.0.0.1:1" }},
+		"throttled":   {bytes.Clone, refusing(t, 503, "SlowDown", "Retry-After", "3600")},
+		"elsewhere":   {bytes.Clone, refusing(t, 301, "PermanentRedirect", "X-Amz-Bucket-Region", "eu-west-9")},
+		"expired":     {bytes.Clone, refusing(t, 400, "ExpiredToken")},
+		"wrong clock": {bytes.Clone, refusing(t, 403, "RequestTimeTooSkewed")},
 		"hanging":     {bytes.Clone, func(o *s3.Options) { o.Endpoint, o.HeaderTimeout = hanging.URL, 200*time.Millisecond }},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -33,7 +33,7 @@ var (
 
 func newBlob(o *Opener, bucket, key string, ref fetcher.Ref) *Blob {
 	b := &Blob{o: o, bucket: bucket, key: key}
-	b.Blob = rangeget.New(rangeget.Options{Digest: ref.Digest, Host: "s3://" + bucket, Size: ref.Size, Get: b.fetch})
+	b.Blob = rangeget.New(rangeget.Options{Digest: ref.Digest, Host: "s3://" + bucket + "/" + key, Size: ref.Size, Get: b.fetch})
 	return b
 }
 

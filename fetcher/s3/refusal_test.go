@@ -54,8 +54,8 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("got %v; want class %v", err, c.class)
 			}
 		}
-		if !strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), "SECRET") {
-			t.Errorf("got %v; want %q in it", err, c.says)
+		if !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), "s3://"+bucket+"/"+key) || strings.Contains(err.Error(), "SECRET") {
+			t.Errorf("got %v; want %q and the object in it", err, c.says)
 		}
 		if n := len(s.requests()); n > 2 {
 			t.Errorf("%q: %d requests", c.says, n)

@@ -80,7 +80,8 @@ func serveLayout(t *testing.T, content []byte) (url string) {
 }
 
 // TestConfiguredSources reads blobs of a registry that is not there from a
-// bucket and from a web server, each where its section says.
+// bucket and from a web server, each where its section says, and one that a
+// spec has the bucket's own URL of.
 func TestConfiguredSources(t *testing.T) {
 	bucket := need.S3(t)
 	inBucket, inWeb := fetchertest.Content(100_000, 1), fetchertest.Content(100_000, 2)
@@ -118,6 +119,10 @@ url = %q
 			wantBlob(t, o, fetcher.Ref{URL: url, Digest: dgst, Size: int64(size)}, content)
 		}
 	}
+	direct := fetchertest.Content(100_000, 3)
+	dgst := digest.FromBytes(direct)
+	bucket.AddObject(t, "layers", "there/"+dgst.String(), direct)
+	wantBlob(t, o, fetcher.Ref{URL: "s3://layers/there/" + dgst.String(), Digest: dgst, Size: int64(len(direct))}, direct)
 }
 
 // TestConfiguredAgent reads a blob by way of an agent, and from the source

@@ -90,20 +90,21 @@ func (n *node) blobs(cfg *conf.Config) (fetcher.Opener, error) {
 		PerHost:        cfg.Registry.MaxPerHost,
 		BackgroundRate: int64(cfg.Registry.BackgroundRate),
 	})
-	places, closers, err := newPlaces(cfg, n.remote, limited)
-	n.sources = closers
+	others, err := newSources(cfg, n.remote, limited)
+	n.sources = others.closers
 	if err != nil {
 		return nil, err
 	}
-	mirrored := mirror.New(n.remote, limited, mirror.Options{Elsewhere: places})
+	mirrored := mirror.New(n.remote, limited, mirror.Options{Elsewhere: others.places})
 	stats, err := daemon.StatsCollector("overlaybd_sources", mirrored.Stats)
 	if err != nil {
 		return nil, err
 	}
 	n.metrics.MustRegister(stats)
-	retried := retry.New(mirrored, retry.Options{Budget: time.Duration(cfg.Registry.RetryBudget)})
-	cached := n.cache.Opener(retried)
-	return fetcher.Schemes{"https": cached, "http": cached, "file": file.Opener{}}, nil
+	patient := retry.Options{Budget: time.Duration(cfg.Registry.RetryBudget)}
+	cached := n.cache.Opener(retry.New(mirrored, patient))
+	direct := n.cache.Opener(retry.New(others.buckets, patient))
+	return fetcher.Schemes{"https": cached, "http": cached, "s3": direct, "file": file.Opener{}}, nil
 }
 
 func newRegistry(cfg *conf.Config) *registry.Opener {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"slices"
 	"sync"
 	"time"
 
@@ -23,6 +22,7 @@ type Blob struct {
 
 	mu     sync.Mutex // guards what follows
 	places []*place   // best first; at least the last of all
+	given  given
 	closed bool
 	work   sync.WaitGroup // requests of races
 }
@@ -30,7 +30,6 @@ type Blob struct {
 var (
 	_ fetcher.Blob        = (*Blob)(nil)
 	_ fetcher.RangeReader = (*Blob)(nil)
-	_ fetcher.Dropper     = (*Blob)(nil)
 )
 
 // probe opens the blob at one place, for its size.
@@ -80,6 +79,7 @@ func (b *Blob) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	done := 0
 	err := b.try(ctx, func(at *place) (*place, error) {
 		n, err := at.blob.ReadAt(ctx, p[done:], off+int64(done))
+		b.note(at, off+int64(done), int64(n))
 		done += n
 		return at, err
 	})
@@ -102,23 +102,8 @@ func (b *Blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, erro
 	if err != nil {
 		return nil, err
 	}
+	b.note(won.at, off, n)
 	return &stream{won, ctx}, nil
-}
-
-// Drop says that bytes read were wrong. The best place without a penalty is
-// likely to have given them, and is not asked for this blob again. The last
-// one stays: there may be nothing wrong with it, and nothing is beyond it.
-func (b *Blob) Drop(context.Context, int64, int64) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	now := time.Now()
-	for i, p := range b.places[:len(b.places)-1] {
-		if p.free(now) {
-			b.places = slices.Concat(b.places[:i], b.places[i+1:]) // reads may be using the old one
-			break
-		}
-	}
-	return nil
 }
 
 // Size returns the length of the blob in bytes.

@@ -80,3 +80,28 @@ func TestDropPassesOverWhoGaveWrongBytes(t *testing.T) {
 		}
 	}
 }
+
+// TestDropFindsTheLiar: a place that others came before, and that is passed
+// over in the meantime, is still the one that is not asked again.
+func TestDropFindsTheLiar(t *testing.T) {
+	s := newSites("0123456789")
+	b := open(t, mirror.New(s, s, mirror.Options{}), 10)
+	s[0].err, s[1].content = errTemporary, []byte("xxxxxxxxxx")
+	_, _ = read(t, b)
+	s[1].err = errTemporary
+	_, _ = read(t, b)
+	if got := s.reads(); got != "1 2 1" {
+		t.Fatalf("reads %s", got)
+	}
+	s[0].err, s[1].err = nil, nil
+	if err := fetcher.Drop(t.Context(), b, 2, 3); err != nil {
+		t.Error(err)
+	}
+	s[2].err = errTemporary
+	if got, err := read(t, b); got != "12345678" || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if got := s.reads(); got != "1 0 1" {
+		t.Errorf("reads %s, want nothing of the second", got)
+	}
+}

@@ -30,7 +30,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -150,6 +149,7 @@ func (c *Cache) store(d digest.Digest, size int64) (*store, error) {
 		return nil, fmt.Errorf("source has %d bytes, but one open under the same digest has %d", size, s.geo.size)
 	}
 	s.refs.Add(1)
+	s.spare.Store(false)
 	return s, nil
 }
 
@@ -200,7 +200,7 @@ func (c *Cache) retire(s *store) bool {
 	delete(c.stores, s.key)
 	c.order = slices.DeleteFunc(c.order, func(o *store) bool { return o == s })
 	if s.files.Load() != nil {
-		c.idle[s.key] = idleBlob{used: s.used.Load(), lastUsed: time.Now()}
+		c.idle[s.key] = idleBlob{used: s.used.Load(), lastUsed: s.lastUsed()}
 	}
 	return true
 }

@@ -131,8 +131,11 @@ func (m model) step(t *testing.T, b *cache.Blob, data []byte, r *rand.Rand) erro
 	case 2:
 		return m.stream(ctx, t, b, data, off, n)
 	}
-	p := make([]byte, n)
-	k, err := b.ReadAt(ctx, p, off)
+	p, read := make([]byte, n), b.ReadAt
+	if r.IntN(8) == 0 {
+		read = b.ReadOnce
+	}
+	k, err := read(ctx, p, off)
 	if !bytes.Equal(p[:k], data[off:off+int64(k)]) {
 		t.Errorf("read %d bytes at %d: wrong from byte %d on", n, off, mismatch(p[:k], data[off:]))
 	}

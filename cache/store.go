@@ -29,8 +29,9 @@ type store struct {
 	// files is nil until the first block is to be written.
 	files atomic.Pointer[files]
 
-	refs atomic.Int64 // Blobs and fetches; see Cache.unref
-	used atomic.Int64 // disk space, bytes
+	refs  atomic.Int64 // Blobs and fetches; see Cache.unref
+	used  atomic.Int64 // disk space, bytes
+	spare atomic.Bool  // the bytes are at hand elsewhere; see Blob.Spare
 
 	mu       sync.Mutex // guards inflight, and changes of chunks
 	inflight []*fetch   // sorted, without overlap
@@ -71,11 +72,19 @@ func (s *store) close() {
 	if f == nil {
 		return
 	}
-	now := time.Now()
-	_ = os.Chtimes(f.tags.Name(), now, now) // a hint for the next process only
+	at := s.lastUsed()
+	_ = os.Chtimes(f.tags.Name(), at, at) // a hint for the next process only
 	if err := f.close(); err != nil && !errors.Is(err, fs.ErrClosed) {
 		s.c.disk.failed(&s.c.disk.writeErrors, err)
 	}
+}
+
+// lastUsed returns what the next eviction is to think of a blob closed now.
+func (s *store) lastUsed() time.Time {
+	if s.spare.Load() {
+		return time.Unix(0, 0)
+	}
+	return time.Now()
 }
 
 // measure updates the disk space in use.

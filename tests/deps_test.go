@@ -48,7 +48,8 @@ var floors = []struct {
 	// 3 services
 	{"daemon/blockapi", nil},
 	{"daemon/blockapi/*", nil},
-	{"daemon/blockd", []string{"fetcher", "backend", "cache", "image", "image/*", "daemon/blockapi"}},
+	{"daemon/blockd", []string{"fetcher", "backend", "cache", "image", "image/*", "daemon/blockapi", "daemon/download"}},
+	{"daemon/download", []string{"fetcher", "fetcher/file", "fetcher/limit", "cache", "image/spec"}},
 	{"daemon/snapshotter", []string{"daemon/blockapi", "image/spec"}},
 	{"daemon/snapshotter/*", nil},
 	{"daemon", nil},

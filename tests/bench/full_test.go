@@ -23,6 +23,7 @@ type reading struct {
 	pulled, took time.Duration
 	files        int64 // bytes of the archive
 	fetched      shape.Summary
+	chain        int // of requests
 	daemons      usage
 	node         usage
 }
@@ -32,7 +33,7 @@ type reading struct {
 // and block images take turns.
 func BenchmarkFullRead(b *testing.B) {
 	tw := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(tw, "\nimage\tsnapshotter\tpull s\tall s\tratio\trequests\tfetched MB\tread MB\tdaemons CPU s\tnode CPU s\tdaemons MB\teach s\t")
+	fmt.Fprintln(tw, "\nimage\tsnapshotter\tpull s\tall s\tratio\trequests\tchain\tfetched MB\tread MB\tdaemons CPU s\tnode CPU s\tdaemons MB\teach s\t")
 	for _, i := range []struct {
 		name  string
 		image func(testing.TB) e2e.Image
@@ -77,7 +78,8 @@ func fullRead(tb testing.TB, p *shape.Proxy, snapshotter string) (r reading) {
 	r.files = archive(tb, node.Mount(snapshotter, ref))
 	r.took = time.Since(begun)
 	r.daemons, r.node = daemons.usage(tb).since(r.daemons), all.usage(tb).since(r.node)
-	r.fetched = p.Log().Summarize(begun, time.Now())
+	log := p.Log()
+	r.fetched, r.chain = log.Summarize(begun, time.Now()), len(log.Chain())
 	return r
 }
 
@@ -106,7 +108,7 @@ func printReading(w *tabwriter.Writer, image, snapshotter string, base time.Dura
 	for i, a := range all {
 		each[i] = seconds(a.took)
 	}
-	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%.2f\t%d\t%.1f\t%.1f\t%s\t%s\t%d\t%s\t\n", image, snapshotter, seconds(r.pulled), seconds(r.took),
-		float64(r.took)/float64(base), r.fetched.Requests, float64(r.fetched.Bytes)/1e6, float64(r.files)/1e6,
+	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%.2f\t%d\t%d\t%.1f\t%.1f\t%s\t%s\t%d\t%s\t\n", image, snapshotter, seconds(r.pulled), seconds(r.took),
+		float64(r.took)/float64(base), r.fetched.Requests, r.chain, float64(r.fetched.Bytes)/1e6, float64(r.files)/1e6,
 		seconds(r.daemons.cpu()), seconds(r.node.cpu()), r.daemons.peak>>20, strings.Join(each, " "))
 }

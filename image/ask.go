@@ -60,8 +60,10 @@ func ask(ctx context.Context, blob fetcher.Blob, off, n int64) error {
 	if !ok {
 		return nil
 	}
-	for end := off + n; off < end; off += askPiece {
-		if err := far.Ask(ctx, off, min(askPiece, end-off)); err != nil {
+	for n > 0 { // the last bytes first: opening waits for them, mounting for the others
+		piece := min(askPiece, n)
+		n -= piece
+		if err := far.Ask(ctx, off+n, piece); err != nil {
 			return err
 		}
 	}

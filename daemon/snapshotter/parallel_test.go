@@ -22,8 +22,8 @@ import (
 func TestSlowRegistryDelaysNobodyElse(t *testing.T) {
 	b := newReal(t)
 	r := newRig(t, b, b.plainHTTP)
+	b.other.Fault(fetchertest.Fault{Hang: true}) // from the pull on, which has the layer opened
 	slowRef, fastRef := b.imageAt(b.other, r, "slow"), b.image(r, "fast")
-	b.other.Fault(fetchertest.Fault{Hang: true})
 	done := make(chan error, 1)
 	go func() {
 		_, err := r.Prepare(t.Context(), "on-slow", slowRef)

@@ -62,7 +62,7 @@ func newHerald(ctx context.Context, cmd *cli.Command, ref string) (*herald, erro
 	}
 	repository, err := snapshotter.BlobURL(ref, cfg.Registry.PlainHTTP)
 	if err != nil {
-		return h, nil // whoever pulls it will say so
+		return h, nil //nolint:nilerr // whoever pulls it will say so
 	}
 	client, err := blockapi.Dial(cfg.Blockd.Address)
 	if err != nil {

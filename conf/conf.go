@@ -46,6 +46,7 @@ type Config struct {
 	Cache    Cache    `toml:"cache"`
 	Registry Registry `toml:"registry"`
 	P2P      P2P      `toml:"p2p"`
+	Download Download `toml:"download"`
 	TCMU     TCMU     `toml:"tcmu"`
 	Ublk     Ublk     `toml:"ublk"`
 	Fuse     Fuse     `toml:"fuse"`
@@ -90,16 +91,26 @@ type Cache struct {
 
 // Registry is how blobs are fetched.
 type Registry struct {
-	HostsDir       string   `toml:"hosts_dir"`
-	PlainHTTP      []string `toml:"plain_http"`
-	DockerConfig   string   `toml:"docker_config"`
-	CredFile       string   `toml:"cred_file"`
-	UserAgent      string   `toml:"user_agent"` // empty: name and version of the program
-	DialTimeout    Duration `toml:"dial_timeout"`
-	IdleTimeout    Duration `toml:"idle_timeout"`
-	RetryBudget    Duration `toml:"retry_budget"`
-	MaxPerHost     int      `toml:"max_per_host"`
-	BackgroundRate Size     `toml:"background_rate"` // bytes per second; 0: unlimited
+	HostsDir     string   `toml:"hosts_dir"`
+	PlainHTTP    []string `toml:"plain_http"`
+	DockerConfig string   `toml:"docker_config"`
+	CredFile     string   `toml:"cred_file"`
+	UserAgent    string   `toml:"user_agent"` // empty: name and version of the program
+	DialTimeout  Duration `toml:"dial_timeout"`
+	IdleTimeout  Duration `toml:"idle_timeout"`
+	RetryBudget  Duration `toml:"retry_budget"`
+	MaxPerHost   int      `toml:"max_per_host"`
+}
+
+// Download is how layers in use are brought to the node in the background.
+type Download struct {
+	Enable     bool     `toml:"enable"`
+	Delay      Duration `toml:"delay"`
+	DelayExtra Duration `toml:"delay_extra"`
+	Rate       Size     `toml:"rate"` // bytes per second; 0: unlimited
+	Tries      int      `toml:"tries"`
+	Parallel   int      `toml:"parallel"`
+	ExtentSize Size     `toml:"extent_size"`
 }
 
 // TCMU is the exporter that serves devices as SCSI disks.
@@ -165,6 +176,15 @@ func Default() *Config {
 			MaxPerHost:   128,
 		},
 		P2P: P2P{Timeout: sourceTimeout},
+		Download: Download{
+			// All but the last two are the reference's.
+			Delay:      Duration(5 * time.Minute),
+			DelayExtra: Duration(30 * time.Second),
+			Rate:       100 * mib,
+			Tries:      5,
+			Parallel:   1,
+			ExtentSize: 4 * mib,
+		},
 		TCMU: TCMU{
 			QueueDepth: 64,
 			DataArea:   16 * mib,

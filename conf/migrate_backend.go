@@ -5,6 +5,8 @@ package conf
 import (
 	"fmt"
 	"io"
+	"math"
+	"time"
 )
 
 // backendConfig is what has a counterpart among the keys of the reference
@@ -21,16 +23,24 @@ type backendConfig struct {
 		Mode string `json:"mode"`
 		Path string `json:"path"`
 	} `json:"credentialConfig"`
-	Download struct {
-		Enable  bool  `json:"enable"`
-		MaxMBps int64 `json:"maxMBps"`
-	} `json:"download"`
 	P2P struct {
 		Enable  bool   `json:"enable"`
 		Address string `json:"address"`
 	} `json:"p2pConfig"`
+	Download  downloadConfig `json:"download"`
 	Exporter  exporterConfig `json:"exporterConfig"`
 	UserAgent string         `json:"userAgent"`
+}
+
+// downloadConfig is the reference's background download. A key left out keeps
+// its default.
+type downloadConfig struct {
+	Enable     bool   `json:"enable"`
+	Delay      *int64 `json:"delay"`      // seconds
+	DelayExtra *int64 `json:"delayExtra"` // seconds
+	MaxMBps    *int64 `json:"maxMBps"`
+	TryCnt     *int   `json:"tryCnt"`
+	BlockSize  *int64 `json:"blockSize"` // bytes
 }
 
 // MigrateBackend carries the settings of the reference daemon's overlaybd.json
@@ -54,10 +64,8 @@ func (c *Config) MigrateBackend(r io.Reader) (warnings []string, err error) {
 	default:
 		w.add("credentialConfig.mode", "%q has no counterpart and is left out", old.Credential.Mode)
 	}
-	if old.Download.Enable {
-		if err := c.Registry.BackgroundRate.times("download.maxMBps", old.Download.MaxMBps, mib); err != nil {
-			return nil, err
-		}
+	if err := c.Download.migrate(&old.Download, w); err != nil {
+		return nil, err
 	}
 	if old.P2P.Enable {
 		c.P2P.Kind, c.P2P.URL = "prefix", "http://localhost:9731/accelerator" // where the reference's is
@@ -93,6 +101,37 @@ func (c *Config) migrateCache(old *backendConfig, w *warnings) error {
 		c.Cache.MaxInflight = max(c.Cache.MaxInflight, c.Cache.MaxExtent)
 	}
 	return nil
+}
+
+// migrate carries a background download over.
+func (d *Download) migrate(old *downloadConfig, w *warnings) error {
+	d.Enable = old.Enable
+	if old.MaxMBps != nil {
+		if err := d.Rate.times("download.maxMBps", *old.MaxMBps, mib); err != nil {
+			return err
+		}
+	}
+	w.seconds("download.delay", old.Delay, &d.Delay)
+	w.seconds("download.delayExtra", old.DelayExtra, &d.DelayExtra)
+	if old.TryCnt != nil {
+		d.Tries = min(max(*old.TryCnt, 1), maxTries)
+	}
+	if old.BlockSize != nil {
+		d.ExtentSize = min(max(Size(*old.BlockSize), minRequest), maxRequest)
+	}
+	return nil
+}
+
+// seconds stores a number of seconds, if there is one, and warns where that is
+// no duration.
+func (w *warnings) seconds(key string, n *int64, d *Duration) {
+	switch {
+	case n == nil:
+	case *n < 0 || *n > int64(math.MaxInt64/time.Second):
+		w.add(key, "%d is no number of seconds and is left out", *n)
+	default:
+		*d = Duration(time.Duration(*n) * time.Second)
+	}
 }
 
 // times stores n × unit, and names key where that is no size.

@@ -5,6 +5,7 @@ package conf_test
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -108,7 +109,7 @@ const backendJSON = `{
   "registryCacheDir": "/opt/overlaybd/registry_cache", "registryCacheSizeGB": 9,
   "cacheConfig": {"cacheType": "file", "cacheDir": "/c", "cacheSizeGB": 12, "refillSize": 8388608},
   "credentialConfig": {"mode": "file", "path": "/etc/cred.json"}, "credentialFilePath": "/old.json",
-  "download": {"enable": true, "delay": 600, "maxMBps": 50},
+  "download": {"enable": true, "delay": 600, "delayExtra": 0, "maxMBps": 50, "tryCnt": 3, "blockSize": 262144},
   "p2pConfig": {"enable": true, "address": "http://localhost:19145/dadip2p"},
   "exporterConfig": {"enable": true, "port": 9999},
   "userAgent": "ua/1"
@@ -124,13 +125,15 @@ func TestMigrateBackend(t *testing.T) {
 	want.Cache.Size = 12 << 30
 	want.Cache.ExtentSize, want.Cache.MaxExtent = 8<<20, 8<<20
 	want.Registry.CredFile, want.Registry.UserAgent = "/etc/cred.json", "ua/1"
-	want.Registry.BackgroundRate = 50 << 20
+	want.Download = conf.Download{
+		Enable: true, Delay: conf.Duration(10 * time.Minute), Rate: 50 << 20, Tries: 3, Parallel: 1, ExtentSize: 256 << 10,
+	}
 	want.P2P.Kind, want.P2P.URL = "prefix", "http://localhost:19145/dadip2p"
 	want.Metrics.BlockdAddress = ":9999"
 	if diff := cmp.Diff(want, cfg); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]string{"cacheConfig.cacheDir", "download.delay", "logConfig", "registryCacheDir"}, warned(warnings)); diff != "" {
+	if diff := cmp.Diff([]string{"cacheConfig.cacheDir", "logConfig", "registryCacheDir"}, warned(warnings)); diff != "" {
 		t.Errorf("keys warned of (-want +got):\n%s", diff)
 	}
 	if err := cfg.Validate(); err != nil {
@@ -163,6 +166,8 @@ func TestMigrateBackendOdd(t *testing.T) {
 		{"credential mode", `{"credentialConfig": {"mode": "uds"}}`, "credentialConfig.mode", ""},
 		{"huge cache", `{"registryCacheSizeGB": 9000000000}`, "", "registryCacheSizeGB"},
 		{"negative rate", `{"download": {"enable": true, "maxMBps": -1}}`, "", "download.maxMBps"},
+		{"negative delay", `{"download": {"delay": -1}}`, "download.delay", ""},
+		{"odd numbers", `{"download": {"tryCnt": -1, "blockSize": 1}}`, "", ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			warnings, err := conf.Default().MigrateBackend(strings.NewReader(tc.doc))

@@ -22,6 +22,14 @@ const maxSocketPath = 107
 // signed.
 const maxTimeout = math.MaxInt32 * time.Millisecond
 
+// What a background download may be told: each of its requests is held in
+// memory.
+const (
+	maxTries   = 1000
+	minRequest = 4 * kib
+	maxRequest = 64 * mib
+)
+
 // problems collects what is wrong with a configuration.
 type problems []error
 
@@ -43,6 +51,7 @@ func (c *Config) Validate() error {
 	c.Cache.validate(&p)
 	c.Registry.validate(&p)
 	c.P2P.validate(&p, c.Cache.FetchTimeout)
+	c.Download.validate(&p)
 	for i, s := range c.Sources {
 		s.validate(&p, fmt.Sprintf("source[%d].", i), c.Cache.FetchTimeout)
 	}
@@ -119,7 +128,15 @@ func (r *Registry) validate(p *problems) {
 	p.check(r.IdleTimeout > 0, "registry.idle_timeout", "is not positive")
 	p.check(r.RetryBudget >= 0, "registry.retry_budget", "is negative")
 	p.check(r.MaxPerHost >= 1, "registry.max_per_host", "%d is less than 1", r.MaxPerHost)
-	p.check(r.BackgroundRate >= 0, "registry.background_rate", "is negative")
+}
+
+func (d *Download) validate(p *problems) {
+	p.check(d.Delay >= 0, "download.delay", "is negative")
+	p.check(d.DelayExtra >= 0, "download.delay_extra", "is negative")
+	p.check(d.Rate >= 0, "download.rate", "is negative")
+	p.between("download.tries", d.Tries, 1, maxTries)
+	p.between("download.parallel", d.Parallel, 1, 64)
+	p.check(d.ExtentSize >= minRequest && d.ExtentSize <= maxRequest, "download.extent_size", "%v is not between %v and %v", d.ExtentSize, minRequest, maxRequest)
 }
 
 func (t *TCMU) validate(p *problems) {

@@ -32,7 +32,10 @@ func other() *conf.Config {
 		Registry: conf.Registry{
 			HostsDir: "/h", PlainHTTP: []string{"localhost", "10.0.0.1:5000"}, DockerConfig: "", CredFile: "",
 			UserAgent: "it \"is\"\tme", DialTimeout: conf.Duration(time.Millisecond), IdleTimeout: conf.Duration(time.Minute),
-			RetryBudget: 0, MaxPerHost: 1, BackgroundRate: 100 << 20,
+			RetryBudget: 0, MaxPerHost: 1,
+		},
+		Download: conf.Download{
+			Enable: true, Delay: 0, DelayExtra: conf.Duration(time.Second), Rate: 1, Tries: 1, Parallel: 3, ExtentSize: 1 << 20,
 		},
 		P2P:  conf.P2P{Kind: "proxy", URL: "http://127.0.0.1:4001", Timeout: conf.Duration(time.Millisecond), CAFile: "/ca.pem"},
 		TCMU: conf.TCMU{QueueDepth: 1, DataArea: 1 << 20, CommandTimeout: conf.Duration(time.Second), DiskTimeout: conf.Duration(time.Minute)},
@@ -63,6 +66,7 @@ func TestValidate(t *testing.T) {
 			"log.level", "log.format", "blockd.address", "blockd.state_dir", "blockd.exporter",
 			"cache.dir", "cache.block_size", "cache.extent_size", "cache.max_extent", "cache.fetch_timeout",
 			"registry.dial_timeout", "registry.idle_timeout", "registry.max_per_host", "p2p.timeout",
+			"download.tries", "download.parallel", "download.extent_size",
 			"tcmu.queue_depth", "tcmu.data_area", "tcmu.disk_timeout",
 			"ublk.queue_depth", "fuse.dir", "fuse.max_background", "blockd.address", "blockd.state_dir",
 		}},
@@ -102,10 +106,12 @@ func TestValidate(t *testing.T) {
 		}},
 		{"negative", func(c *conf.Config) {
 			c.Tenant, c.RootfsQuota, c.Blockd.Patience, c.Blockd.MemoryLimit = -2, -1, -1, -1
-			c.Cache.MinFree, c.Registry.RetryBudget, c.Registry.BackgroundRate = -1, -1, -1
+			c.Cache.MinFree, c.Registry.RetryBudget = -1, -1
+			c.Download = conf.Download{Delay: -1, DelayExtra: -1, Rate: -1, Tries: -1, Parallel: -1, ExtentSize: -1}
 		}, []string{
 			"rootfs_quota", "tenant", "blockd.patience", "blockd.memory_limit",
-			"cache.min_free", "registry.retry_budget", "registry.background_rate",
+			"cache.min_free", "registry.retry_budget", "download.delay", "download.delay_extra",
+			"download.rate", "download.tries", "download.parallel", "download.extent_size",
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -17,6 +17,7 @@ import (
 	"github.com/overlaybd-go/overlaybd/conf"
 	"github.com/overlaybd-go/overlaybd/daemon"
 	"github.com/overlaybd-go/overlaybd/daemon/blockd"
+	"github.com/overlaybd-go/overlaybd/daemon/download"
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/fetcher/file"
 	"github.com/overlaybd-go/overlaybd/fetcher/limit"
@@ -38,6 +39,7 @@ type node struct {
 	cache     *cache.Cache
 	remote    *registry.Opener
 	sources   []io.Closer // of the configuration's other sources
+	downloads *download.Downloader
 }
 
 // wire builds a node from the bottom up.
@@ -66,13 +68,19 @@ func (n *node) wire(ctx context.Context, cfg *conf.Config, log *slog.Logger) (er
 	if err != nil {
 		return err
 	}
+	n.downloads = newDownloads(cfg, blobs, log)
+	if stats, err = daemon.StatsCollector("overlaybd_download", n.downloads.Stats); err != nil {
+		return err
+	}
+	n.metrics.MustRegister(stats)
 	n.blockd, err = blockd.New(blockd.Options{
-		StateDir: cfg.Blockd.StateDir,
-		Blobs:    blobs,
-		Patience: time.Duration(cfg.Blockd.Patience),
-		Logger:   log,
-		Disk:     image.DiskOptions{Direct: true},
-		Warm:     n.remote.Warm,
+		StateDir:  cfg.Blockd.StateDir,
+		Blobs:     blobs,
+		Patience:  time.Duration(cfg.Blockd.Patience),
+		Logger:    log,
+		Disk:      image.DiskOptions{Direct: true},
+		Downloads: n.downloads,
+		Warm:      n.remote.Warm,
 	})
 	if err != nil {
 		return err
@@ -88,7 +96,7 @@ func (n *node) wire(ctx context.Context, cfg *conf.Config, log *slog.Logger) (er
 func (n *node) blobs(cfg *conf.Config) (fetcher.Opener, error) {
 	limited := limit.New(n.remote, limit.Options{
 		PerHost:        cfg.Registry.MaxPerHost,
-		BackgroundRate: int64(cfg.Registry.BackgroundRate),
+		BackgroundRate: int64(cfg.Download.Rate),
 	})
 	others, err := newSources(cfg, n.remote, limited)
 	n.sources = others.closers
@@ -135,9 +143,27 @@ func newCache(cfg *conf.Config) (*cache.Cache, error) {
 	})
 }
 
+func newDownloads(cfg *conf.Config, blobs fetcher.Opener, log *slog.Logger) *download.Downloader {
+	d := cfg.Download
+	return download.New(download.Options{
+		Blobs:    blobs,
+		Logger:   log,
+		Off:      !d.Enable,
+		Delay:    time.Duration(d.Delay),
+		Jitter:   time.Duration(d.DelayExtra),
+		Tries:    d.Tries,
+		Parallel: d.Parallel,
+		Extent:   int(d.ExtentSize),
+		MinFree:  int64(cfg.Cache.MinFree),
+	})
+}
+
 // close takes the node down from the top.
 func (n *node) close() error {
 	errs := []error{n.exporters.close()}
+	if n.downloads != nil {
+		errs = append(errs, n.downloads.Close())
+	}
 	if n.cache != nil {
 		errs = append(errs, n.cache.Close())
 	}

@@ -25,7 +25,8 @@ func devicesCommand() *cobra.Command {
 		Use:   "devices",
 		Short: "List the devices that the block daemon serves",
 		Long: `List the devices that the block daemon serves: what they show, how they fare,
-and how many bytes came over the network and from the cache.`,
+how many bytes came over the network and from the cache, and how much of the
+layers is on the node for good.`,
 		Example: "  overlaybd devices\n  overlaybd devices --json | jq '.[] | select(.state != \"serving\")'",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -63,13 +64,24 @@ func listDevices(ctx context.Context, address string) ([]blockapi.Attachment, er
 
 func printDevices(w io.Writer, list []blockapi.Attachment) error {
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(tw, "ID\tSTATE\tEXPORTER\tSIZE\tFETCHED\tCACHED\tPATH\tIMAGE")
+	fmt.Fprintln(tw, "ID\tSTATE\tEXPORTER\tSIZE\tFETCHED\tCACHED\tLOCAL\tPATH\tIMAGE")
 	for _, a := range list {
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", a.ID, a.State, a.Exporter, size(a.Size),
-			size(a.FetchedBytes), size(a.CachedBytes), a.Path, printable(a.Image))
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", a.ID, a.State, a.Exporter, size(a.Size),
+			size(a.FetchedBytes), size(a.CachedBytes), local(a), a.Path, printable(a.Image))
 		if a.Error != "" {
 			fmt.Fprintf(tw, "\t%s\n", printable(a.Error))
 		}
 	}
 	return tw.Flush()
+}
+
+// local says how much of a device's layers is on the node.
+func local(a blockapi.Attachment) string {
+	switch a.LayerBytes {
+	case 0:
+		return "-" // none was remote
+	case a.LocalBytes:
+		return "all"
+	}
+	return size(a.LocalBytes) + " of " + size(a.LayerBytes)
 }

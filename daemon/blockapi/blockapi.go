@@ -76,6 +76,12 @@ type Attachment struct {
 	// CachedBytes were answered by the block cache.
 	FetchedBytes int64 `json:"fetched_bytes"`
 	CachedBytes  int64 `json:"cached_bytes"`
+
+	// LayerBytes is how much the layers have that were remote once, and
+	// LocalBytes how much of that was downloaded. Where both are the same, the
+	// device needs no network any more.
+	LayerBytes int64 `json:"layer_bytes"`
+	LocalBytes int64 `json:"local_bytes"`
 }
 
 // State says how a device fares.

@@ -100,6 +100,8 @@ func toProto(a Attachment) *blockpb.Attachment {
 		Error:        a.Error,
 		FetchedBytes: a.FetchedBytes,
 		CachedBytes:  a.CachedBytes,
+		LayerBytes:   a.LayerBytes,
+		LocalBytes:   a.LocalBytes,
 	}
 }
 
@@ -117,5 +119,7 @@ func fromProto(a *blockpb.Attachment) Attachment {
 		Error:        a.GetError(),
 		FetchedBytes: a.GetFetchedBytes(),
 		CachedBytes:  a.GetCachedBytes(),
+		LayerBytes:   a.GetLayerBytes(),
+		LocalBytes:   a.GetLocalBytes(),
 	}
 }

@@ -24,6 +24,7 @@ import (
 
 	"github.com/overlaybd-go/overlaybd/backend"
 	"github.com/overlaybd-go/overlaybd/daemon/blockapi"
+	"github.com/overlaybd-go/overlaybd/daemon/download"
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/image"
 	"github.com/overlaybd-go/overlaybd/image/spec"
@@ -47,6 +48,9 @@ type Options struct {
 	// Warm prepares for reads of the repository whose blobs have this URL; nil
 	// for nothing.
 	Warm func(ctx context.Context, blobs string) error
+
+	// Downloads brings layers to the node; nil for none.
+	Downloads *download.Downloader
 }
 
 // A Daemon implements blockapi.Service.
@@ -172,7 +176,7 @@ func (d *Daemon) make(ctx context.Context, dev *device, v *spec.Volume) error {
 
 // openVolume opens what dev shows.
 func (d *Daemon) openVolume(ctx context.Context, dev *device, v *spec.Volume) (backend.Volume, error) {
-	blobs := dev.meter.opener(d.expected)
+	blobs := d.layers(dev, v)
 	var vol backend.Volume
 	var err error
 	if v.Writable() {

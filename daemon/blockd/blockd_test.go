@@ -23,6 +23,7 @@ import (
 	"github.com/overlaybd-go/overlaybd/cache"
 	"github.com/overlaybd-go/overlaybd/daemon/blockapi"
 	"github.com/overlaybd-go/overlaybd/daemon/blockd"
+	"github.com/overlaybd-go/overlaybd/daemon/download"
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/fetcher/fetchertest"
 	"github.com/overlaybd-go/overlaybd/fetcher/file"
@@ -43,6 +44,8 @@ type node struct {
 	dir      string
 	registry *fetchertest.Registry
 	blob     []byte // the layer that was pushed last
+
+	downloads *download.Downloader // if the options have any
 }
 
 // nodeOptions are what tests set of a node's parts.
@@ -54,6 +57,7 @@ type nodeOptions struct {
 	patience time.Duration
 
 	elsewhere func(fetcher.Ref) []mirror.Place
+	download  *download.Options // nil for none; what it needs is set
 }
 
 func newNode(t *testing.T) *node {
@@ -79,14 +83,20 @@ func newNodeOf(t *testing.T, o nodeOptions) *node {
 	remote := registry.New(o.remote)
 	mirrored := mirror.New(remote, limit.New(remote, limit.Options{}), mirror.Options{Elsewhere: o.elsewhere})
 	cached := blocks.Opener(retry.New(mirrored, o.retry))
-	n.Daemon, err = blockd.New(blockd.Options{
+	opts := blockd.Options{
 		StateDir: filepath.Join(n.dir, "state"),
 		Blobs:    fetcher.Schemes{"http": cached, "https": cached, "file": file.Opener{}},
 		Patience: o.patience,
 		Logger:   slog.New(slog.DiscardHandler),
 		Disk:     image.DiskOptions{Direct: true},
 		Warm:     remote.Warm,
-	})
+	}
+	if o.download != nil {
+		o.download.Blobs, o.download.Logger = opts.Blobs, opts.Logger
+		n.downloads = download.New(*o.download)
+		opts.Downloads = n.downloads
+	}
+	n.Daemon, err = blockd.New(opts)
 	if err == nil {
 		err = n.Start(t.Context(), blockd.Exporter{Name: "fuse", Exporter: exporter})
 	}
@@ -94,8 +104,11 @@ func newNodeOf(t *testing.T, o nodeOptions) *node {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		err := errors.Join(n.Close(context.WithoutCancel(t.Context())), exporter.Close(), blocks.Close(), remote.Close())
-		if err != nil {
+		err := errors.Join(n.Close(context.WithoutCancel(t.Context())), exporter.Close())
+		if n.downloads != nil {
+			err = errors.Join(err, n.downloads.Close())
+		}
+		if err = errors.Join(err, blocks.Close(), remote.Close()); err != nil {
 			t.Errorf("close node: %v", err)
 		}
 	})

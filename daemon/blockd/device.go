@@ -9,6 +9,7 @@ import (
 
 	"github.com/overlaybd-go/overlaybd/backend"
 	"github.com/overlaybd-go/overlaybd/daemon/blockapi"
+	"github.com/overlaybd-go/overlaybd/daemon/download"
 	"github.com/overlaybd-go/overlaybd/image/spec"
 )
 
@@ -28,6 +29,7 @@ type device struct {
 
 	patience *patience
 	meter    meter
+	layers   *download.Volume // nil if nothing is downloaded
 }
 
 func (d *Daemon) newDevice(id, specPath, exporter string) *device {
@@ -72,6 +74,9 @@ func (d *device) attachment() blockapi.Attachment {
 	}
 	a.State, a.Error = d.state()
 	a.FetchedBytes, a.CachedBytes = d.meter.bytes()
+	if d.layers != nil {
+		a.LocalBytes, a.LayerBytes = d.layers.Progress()
+	}
 	return a
 }
 

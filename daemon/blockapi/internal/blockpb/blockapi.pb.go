@@ -89,6 +89,8 @@ type Attachment struct {
 	FetchedBytes  int64                  `protobuf:"varint,10,opt,name=fetched_bytes,json=fetchedBytes,proto3" json:"fetched_bytes,omitempty"`
 	CachedBytes   int64                  `protobuf:"varint,11,opt,name=cached_bytes,json=cachedBytes,proto3" json:"cached_bytes,omitempty"`
 	Exporter      string                 `protobuf:"bytes,12,opt,name=exporter,proto3" json:"exporter,omitempty"`
+	LayerBytes    int64                  `protobuf:"varint,13,opt,name=layer_bytes,json=layerBytes,proto3" json:"layer_bytes,omitempty"`
+	LocalBytes    int64                  `protobuf:"varint,14,opt,name=local_bytes,json=localBytes,proto3" json:"local_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -205,6 +207,20 @@ func (x *Attachment) GetExporter() string {
 		return x.Exporter
 	}
 	return ""
+}
+
+func (x *Attachment) GetLayerBytes() int64 {
+	if x != nil {
+		return x.LayerBytes
+	}
+	return 0
+}
+
+func (x *Attachment) GetLocalBytes() int64 {
+	if x != nil {
+		return x.LocalBytes
+	}
+	return 0
 }
 
 type DetachRequest struct {
@@ -602,7 +618,7 @@ const file_daemon_blockapi_blockapi_proto_rawDesc = "" +
 	"\x1edaemon/blockapi/blockapi.proto\x12\x12overlaybd.block.v1\"<\n" +
 	"\rAttachRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
-	"\tspec_path\x18\x02 \x01(\tR\bspecPath\"\xb7\x02\n" +
+	"\tspec_path\x18\x02 \x01(\tR\bspecPath\"\xf9\x02\n" +
 	"\n" +
 	"Attachment\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
@@ -617,7 +633,11 @@ const file_daemon_blockapi_blockapi_proto_rawDesc = "" +
 	"\rfetched_bytes\x18\n" +
 	" \x01(\x03R\ffetchedBytes\x12!\n" +
 	"\fcached_bytes\x18\v \x01(\x03R\vcachedBytes\x12\x1a\n" +
-	"\bexporter\x18\f \x01(\tR\bexporter\"\x1f\n" +
+	"\bexporter\x18\f \x01(\tR\bexporter\x12\x1f\n" +
+	"\vlayer_bytes\x18\r \x01(\x03R\n" +
+	"layerBytes\x12\x1f\n" +
+	"\vlocal_bytes\x18\x0e \x01(\x03R\n" +
+	"localBytes\"\x1f\n" +
 	"\rDetachRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x10\n" +
 	"\x0eDetachResponse\"\x14\n" +

@@ -6,7 +6,8 @@
 //	ctx = limit.With(ctx, limit.Background)
 //
 // The one thing to know: a class lower than Demand never holds all slots of a
-// host, so a read on demand waits for other reads on demand only.
+// host, so a read on demand waits for other reads on demand only. Background
+// reads also leave the link to those on demand: they pause while there are any.
 package limit
 
 import (
@@ -100,6 +101,10 @@ func (o *Opener) Over(next fetcher.Opener) *Opener { return &Opener{next, o.boun
 // most it reads at once: 64 KiB are 20 ms of a 25 Mb/s link.
 const burst = 64 << 10
 
+// maxYield is how long a Background read pauses before a burst at most, so that
+// it gets 256 KiB/s in any case, and no server takes it for dead.
+const maxYield = 250 * time.Millisecond
+
 // Open opens ref with the next Opener, which may ask the host for the size.
 func (o *Opener) Open(ctx context.Context, ref fetcher.Ref) (fetcher.Blob, error) {
 	q := o.queue(ref.URL)
@@ -152,6 +157,11 @@ func (b *Blob) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if err := b.pay(ctx, c, len(p)); err != nil {
 		return 0, err
 	}
+	if c == Background {
+		if err := b.q.yield(ctx, b.closed); err != nil {
+			return 0, err
+		}
+	}
 	if err := b.q.enter(ctx, c, b.closed); err != nil {
 		return 0, err
 	}
@@ -171,7 +181,7 @@ func (b *Blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, erro
 		b.q.leave(c)
 		return nil, err
 	}
-	return &stream{ctx, c, rc, b, sync.OnceFunc(func() { b.q.leave(c) })}, nil
+	return &stream{ctx: ctx, class: c, rc: rc, b: b, leave: sync.OnceFunc(func() { b.q.leave(c) }), got: burst}, nil
 }
 
 // Size returns the size of the next blob.
@@ -217,14 +227,20 @@ type stream struct {
 	rc    io.ReadCloser
 	b     *Blob
 	leave func()
+	got   int // bytes since it yielded
 }
 
 // Read pays for what it read: how much comes is not known before.
 func (s *stream) Read(p []byte) (int, error) {
 	if s.class == Background {
 		p = p[:min(len(p), burst)]
+		if err := s.yield(); err != nil {
+			s.leave()
+			return 0, err
+		}
 	}
 	n, err := s.rc.Read(p)
+	s.got += n
 	if err == nil {
 		err = s.b.pay(s.ctx, s.class, n)
 	}
@@ -232,6 +248,15 @@ func (s *stream) Read(p []byte) (int, error) {
 		s.leave()
 	}
 	return n, err
+}
+
+// yield pauses before each burst.
+func (s *stream) yield() error {
+	if s.got < burst {
+		return nil
+	}
+	s.got = 0
+	return s.b.q.yield(s.ctx, s.b.closed)
 }
 
 func (s *stream) Close() error {

@@ -315,6 +315,46 @@ func TestBackgroundRate(t *testing.T) {
 	}
 }
 
+// TestBackgroundYields to reads on demand while there are any, but goes on.
+func TestBackgroundYields(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size = 1 << 20
+		s := &source{content: make([]byte, size)}
+		b := open(t, s, limit.Options{})
+		took := func(ctx context.Context) time.Duration {
+			begin := time.Now()
+			r, err := fetcher.ReadRange(ctx, b, 0, size)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = r.Close() }()
+			if n, err := io.Copy(io.Discard, r); n != size || err != nil {
+				t.Fatal(n, err)
+			}
+			return time.Since(begin)
+		}
+		background := limit.With(t.Context(), limit.Background)
+		if got := took(background); got != 0 {
+			t.Errorf("alone it took %v", got)
+		}
+		demand, err := fetcher.ReadRange(t.Context(), b, 0, size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := took(background); got < 4*time.Second || got > 5*time.Second {
+			t.Errorf("beside a reader it took %v", got)
+		}
+		if got := took(limit.With(t.Context(), limit.Prefetch)); got != 0 {
+			t.Errorf("a prefetch took %v", got)
+		}
+		ended := time.AfterFunc(time.Second, func() { _ = demand.Close() })
+		defer ended.Stop()
+		if got := took(background); got != time.Second {
+			t.Errorf("beside a reader of a second it took %v", got)
+		}
+	})
+}
+
 // TestOverSharesSlots: what is read of a host by way of one Opener counts
 // against the other.
 func TestOverSharesSlots(t *testing.T) {

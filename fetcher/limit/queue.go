@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"slices"
 	"sync"
+	"time"
 )
 
 // queue gives out the slots of one host.
@@ -16,6 +17,7 @@ type queue struct {
 	mu      sync.Mutex // guards what follows
 	used    [classes]int
 	waiting [classes][]chan struct{} // oldest first; closed with the slot given
+	quiet   chan struct{}            // closed when no read on demand is under way; nil if nobody waits for that
 }
 
 // enter waits for a slot for a read of class c.
@@ -61,8 +63,52 @@ func (q *queue) free(c Class) bool {
 func (q *queue) leave(c Class) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.release(c)
+}
+
+// release gives a slot of class c to who is next. q.mu is held.
+func (q *queue) release(c Class) {
 	q.used[c]--
 	q.admit()
+	if q.used[Demand] == 0 && q.quiet != nil {
+		close(q.quiet)
+		q.quiet = nil
+	}
+}
+
+// yield waits while reads on demand are under way, which share the link, but
+// not for ever: where there always are some, a Background read goes on slowly.
+func (q *queue) yield(ctx context.Context, closed <-chan struct{}) error {
+	quiet := q.awaited()
+	if quiet == nil {
+		return nil
+	}
+	t := time.NewTimer(maxYield)
+	defer t.Stop()
+	select {
+	case <-quiet:
+		return nil
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-closed:
+		return fs.ErrClosed
+	}
+}
+
+// awaited returns what is closed when no read on demand is under way, or nil if
+// none is.
+func (q *queue) awaited() <-chan struct{} {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.used[Demand] == 0 {
+		return nil
+	}
+	if q.quiet == nil {
+		q.quiet = make(chan struct{})
+	}
+	return q.quiet
 }
 
 // admit lets in whoever waits and may begin, the urgent first. q.mu is held.
@@ -84,6 +130,5 @@ func (q *queue) abandon(c Class, turn chan struct{}) {
 		q.waiting[c] = slices.Delete(q.waiting[c], i, i+1)
 		return
 	}
-	q.used[c]--
-	q.admit()
+	q.release(c)
 }

@@ -22,7 +22,7 @@ demo: setup build ## run Python from an image that is not here yet; needs root
 
 test: setup ## run every test with the race detector, some in guests; needs root
 	CGO_ENABLED=1 REQUIRE=root,fuse,loop,golden,mariadb,s3,qemu,commands,time $(GO) test -race -timeout 40m ./tests/vm ./... # guests first: they take longest
-	$(GO) test -run Alloc ./backend/fuse ./backend/ublk ./cache ./image/lsmt ./image/zfile # which the race detector changes
+	$(GO) test -run Alloc ./backend/fuse ./backend/ublk ./cache ./daemon/download ./image/lsmt ./image/zfile # which the race detector changes
 
 test-vm: ## run the tests for kernels that this machine lacks, in QEMU; KILLS=200
 	REQUIRE=qemu $(GO) test -count=1 -v -timeout 40m ./tests/vm

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -205,5 +206,31 @@ func TestOutage(t *testing.T) {
 		time.Sleep(2 * time.Hour)
 		n.wantFile(dir, true)
 		n.wantAsked(0, size-2<<20)
+	})
+}
+
+// TestTricklingSource holds up its own layer only.
+func TestTricklingSource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t, nil)
+		n.registry.serve = func(ctx context.Context, _, _ int64) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		slow, fast := n.layerDir("slow"), n.layerDir("fast")
+		n.attach(slow)
+		time.Sleep(2 * delay)
+		ref, content := n.registry.add(2)
+		_, d := n.attachLayer(fast, ref, content)
+		n.registry.set(func() { n.registry.serve = nil })
+		time.Sleep(30 * time.Minute)
+		if _, err := os.Stat(commit(fast)); err != nil {
+			t.Error(err)
+		}
+		n.wantFile(slow, true) // whose second try it was
+		d.want(0, size)
+		if n.logged("not complete after") != 1 {
+			t.Errorf("logged %s", n.log.b.String())
+		}
 	})
 }

@@ -138,7 +138,23 @@ func (j *job) fill(ctx context.Context, b *Blob, near []*Blob) (err error) {
 	if len(near) > 0 {
 		read = near[0].ReadAt
 	}
-	return j.part.fill(ctx, read, j.size, make([]byte, min(int64(j.d.opts.Extent), j.size)), j.wrote)
+	return j.part.fill(ctx, bounded(read), j.size, make([]byte, min(int64(j.d.opts.Extent), j.size)), j.wrote)
+}
+
+// maxRead bounds one read, so that a source that trickles gives up its turn to
+// others: it goes on later where it was.
+const maxRead = 10 * time.Minute
+
+func bounded(read readFunc) readFunc {
+	return func(ctx context.Context, p []byte, off int64) (int, error) {
+		bound, cancel := context.WithTimeout(ctx, maxRead)
+		defer cancel()
+		n, err := read(bound, p, off)
+		if err != nil && bound.Err() != nil && ctx.Err() == nil {
+			err = fmt.Errorf("%w: not complete after %v", fetcher.ErrTemporary, maxRead)
+		}
+		return n, err
+	}
 }
 
 // open opens what is downloaded, unless it is open, and returns how to read it.

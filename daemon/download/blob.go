@@ -168,9 +168,9 @@ func (b *Blob) local() int64 {
 	return min(b.layer.have.Load(), b.Size()-1)
 }
 
-// settle has b read its file, which link puts in place unless there is one.
+// settle has b read its file, after put has put that in place.
 // Reads of the source that are under way begin anew.
-func (b *Blob) settle(ctx context.Context, link func(path string) error) error {
+func (b *Blob) settle(ctx context.Context, put func(path string) error) error {
 	if err := b.takeTurn(ctx); err != nil {
 		return err
 	}
@@ -178,7 +178,7 @@ func (b *Blob) settle(ctx context.Context, link func(path string) error) error {
 	if b.closed || b.isLocal() {
 		return nil
 	}
-	if err := link(b.path); err != nil {
+	if err := put(b.path); err != nil {
 		return err
 	}
 	f, err := file.Open(b.path)
@@ -196,8 +196,8 @@ func (b *Blob) settle(ctx context.Context, link func(path string) error) error {
 	return nil
 }
 
-// unsettle has b read its source again and removes its file, and reports
-// whether it read that.
+// unsettle has b read its source again and removes its file. It reports whether
+// b does so now and did not before.
 func (b *Blob) unsettle(ctx context.Context) (did bool, err error) {
 	if err := b.takeTurn(ctx); err != nil {
 		return false, err

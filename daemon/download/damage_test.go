@@ -92,6 +92,29 @@ func TestUnreadableFile(t *testing.T) {
 	})
 }
 
+// TestDamagedFileStays where it cannot be removed; it is not read any more.
+func TestDamagedFileStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t, nil)
+		dir := n.layerDir("1")
+		_, d := n.attach(dir)
+		time.Sleep(ages)
+		if err := errors.Join(os.Remove(commit(dir)), os.MkdirAll(commit(dir)+"/full", 0o700)); err != nil {
+			t.Fatal(err)
+		}
+		if err := fetcher.Drop(t.Context(), d.Blob, 0, 1); err != nil {
+			t.Error(err)
+		}
+		n.wantAsked(0, size)
+		d.want(0, extent)
+		n.wantAsked(extent, 0)
+		time.Sleep(ages)
+		if n.logged("directory not empty") != 1 || n.logged("not a regular file") != 1 {
+			t.Errorf("logged %s", n.log.b.String())
+		}
+	})
+}
+
 // TestUnpackedLayer is another file than the blob, and left alone.
 func TestUnpackedLayer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -112,14 +112,16 @@ func (l *layer) distrust(ctx context.Context, why error) error {
 	var errs []error
 	for _, b := range l.those(true) {
 		did, err := b.unsettle(ctx)
-		if did {
-			files = append(files, b.path)
+		if !did {
+			errs = append(errs, err)
+			continue
 		}
-		errs = append(errs, err)
+		files = append(files, b.path)
+		why = errors.Join(why, err) // the source is read all the same
 	}
 	if len(files) > 0 {
 		l.d.count.damaged.Add(1)
-		l.d.opts.Logger.Warn("downloaded layer is damaged and removed", slog.String("digest", l.digest.String()),
+		l.d.opts.Logger.Warn("downloaded layer is damaged and given up", slog.String("digest", l.digest.String()),
 			slog.Any("files", files), slog.Any("err", why))
 		l.spoilt()
 	}

@@ -23,8 +23,9 @@ import (
 const (
 	// maxExpected is how many blobs are expected at a time, and held for
 	// whoever attaches them; others are opened when they are attached. Each
-	// holds two files and some kilobytes.
-	maxExpected = 512
+	// holds two files, some kilobytes, and its part of a jump table, which is
+	// up to 0.7 MB for a layer of a GiB.
+	maxExpected = spec.MaxLowers
 
 	// maxWarming is how many are being fetched. It leaves some of the requests
 	// that a host gets at a time to those who wait.

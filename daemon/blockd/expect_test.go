@@ -13,6 +13,7 @@ import (
 
 	"github.com/overlaybd-go/overlaybd/daemon/blockapi"
 	"github.com/overlaybd-go/overlaybd/fetcher/fetchertest"
+	"github.com/overlaybd-go/overlaybd/fetcher/rangeget"
 	"github.com/overlaybd-go/overlaybd/image/spec"
 )
 
@@ -20,6 +21,7 @@ import (
 // storage, which both cost requests of their own.
 func farAway() nodeOptions {
 	o := quick(20 * time.Second)
+	o.remote.Timeouts = rangeget.Timeouts{} // nothing hangs that is waited for
 	o.registry = fetchertest.Options{Auth: fetchertest.Bearer, Redirect: true}
 	return o
 }

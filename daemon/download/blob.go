@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -133,6 +134,10 @@ func (b *Blob) Expect(ctx context.Context, off, n int64) error {
 	}
 	return errors.ErrUnsupported
 }
+
+// Memo returns where readers keep what they have made of the layer's bytes, for
+// each other, wherever they read them.
+func (b *Blob) Memo() *sync.Map { return &b.layer.memo }
 
 // Close closes the file or the source.
 func (b *Blob) Close() error {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
@@ -18,6 +19,7 @@ type layer struct {
 	d *Downloader
 	key
 	have atomic.Int64 // bytes of the file being made
+	memo sync.Map     // of readers
 
 	// Guarded by d.mu.
 	blobs  []*Blob            // open

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -44,7 +45,21 @@ func TestShared(t *testing.T) {
 			d.want(0, size)
 		}
 		n.wantAsked(0, 0)
+		_, file := n.attach(one)
+		for _, d := range []*device{late, file} {
+			if memo(d) != memo(devices[0]) {
+				t.Error("readers do not share what they make of the bytes")
+			}
+		}
 	})
+}
+
+func memo(d *device) *sync.Map {
+	b, ok := d.Blob.(*download.Blob)
+	if !ok {
+		d.t.Fatalf("got a %T", d.Blob)
+	}
+	return b.Memo()
 }
 
 // TestOtherFileSystem gets a copy of what the node has.

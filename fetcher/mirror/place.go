@@ -127,8 +127,12 @@ func (p *penalty) rests(now time.Time) time.Duration {
 	return p.alone.Sub(now)
 }
 
+// lift ends the penalty of what works. While a host is left alone, what works
+// is a request from before.
 func (p *penalty) lift() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.until, p.alone = time.Time{}, time.Time{}
+	if !time.Now().Before(p.alone) {
+		p.until, p.alone = time.Time{}, time.Time{}
+	}
 }

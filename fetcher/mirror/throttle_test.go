@@ -47,6 +47,30 @@ func TestThrottledPlace(t *testing.T) {
 	}
 }
 
+// TestAnswerFromBefore: an answer to a request from before a host asked to be
+// left alone does not make it be asked again.
+func TestAnswerFromBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		all := newServers(2)
+		o := mirror.New(all, all, mirror.Options{})
+		r := &racing{t, o, open(t, o, int64(len(content))), all}
+		all[0].set(answer{takes: 10 * time.Second})
+		early := make(chan error)
+		go func() {
+			_, err := r.read(t.Context())
+			early <- err
+		}()
+		time.Sleep(time.Second)
+		all[0].set(answer{err: throttled(time.Minute)})
+		r.want(10*time.Millisecond, "[2 1]")
+		if err := <-early; err != nil {
+			t.Error(err)
+		}
+		r.want(10*time.Millisecond, "[0 1]")
+		r.end()
+	})
+}
+
 // TestThrottledEverywhere: no host is asked before it wants to be, though
 // there is nobody else; whoever tries again is told when to.
 func TestThrottledEverywhere(t *testing.T) {

@@ -16,7 +16,7 @@ func Tune(t *http.Transport, dialTimeout time.Duration) {
 	// lost packet or a cancelled read disturbs no other.
 	t.ForceAttemptHTTP2 = false
 	t.MaxIdleConns = 0
-	t.MaxIdleConnsPerHost = 64 // as many as reads of one host are likely to be in flight
+	t.MaxIdleConnsPerHost = 128 // as many as may be in flight to one host, lest each wave has to dial anew
 	t.IdleConnTimeout = 90 * time.Second
 	t.DisableCompression = true
 	t.MaxResponseHeaderBytes = 64 << 10 // bytes; challenges and signed URLs take less than 8 KiB

@@ -36,13 +36,13 @@ func Python(t testing.TB) Image {
 	})
 }
 
-// Big returns a Java class with its runtime, PostgreSQL, compilers and a blob,
-// 1.1 GB in 5 layers.
+// Big returns a Java class with its runtime and PostgreSQL on Python's layers,
+// and compilers and a blob, 1 GB in 5 layers.
 func Big(t testing.TB) Image {
 	return large(t, "big", func(s *system) []Layer {
-		s.install("openjdk-17-jre-headless")
+		s.install("python3", "python3-numpy", "python3-scipy", "python3-pandas")
+		s.install("openjdk-17-jre-headless", "postgresql-15")
 		s.write("app/Hello.class", 0o644, helloClass())
-		s.install("postgresql-15")
 		s.install("gcc", "clang", "llvm", "golang")
 		return append(s.layers(), blob(448<<20))
 	})

@@ -20,6 +20,7 @@ import (
 	"github.com/overlaybd-go/overlaybd/backend/fuse"
 	"github.com/overlaybd-go/overlaybd/cache"
 	"github.com/overlaybd-go/overlaybd/daemon/blockd"
+	"github.com/overlaybd-go/overlaybd/daemon/download"
 	"github.com/overlaybd-go/overlaybd/daemon/snapshotter"
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/fetcher/fetchertest"
@@ -33,19 +34,23 @@ import (
 type realBlock struct {
 	*blockd.Daemon
 
-	t      testing.TB
-	dir    string
-	remote *fetchertest.Registry
-	other  *fetchertest.Registry
-	close  func() error
+	t        testing.TB
+	dir      string
+	download bool // layers, at once
+	remote   *fetchertest.Registry
+	other    *fetchertest.Registry
+	close    func() error
 }
 
-func newReal(t testing.TB) *realBlock {
+func newReal(t testing.TB, change ...func(*realBlock)) *realBlock {
 	t.Helper()
 	need.FUSE(t)
 	need.Loop(t)
 	need.Command(t, "mkfs.ext4")
 	b := &realBlock{t: t, dir: t.TempDir(), remote: fetchertest.NewRegistry(t, fetchertest.Options{}), other: fetchertest.NewRegistry(t, fetchertest.Options{})}
+	for _, c := range change {
+		c(b)
+	}
 	b.start()
 	t.Cleanup(b.stop)
 	return b
@@ -63,12 +68,15 @@ func (b *realBlock) start() {
 	}
 	opener := registry.New(registry.Options{PlainHTTP: []string{b.remote.Host(), b.other.Host()}})
 	cached := blocks.Opener(opener)
+	blobs, log := fetcher.Schemes{"http": cached, "https": cached, "file": file.Opener{}}, slog.New(slog.DiscardHandler)
+	downloads := download.New(download.Options{Blobs: blobs, Logger: log, Off: !b.download})
 	b.Daemon, err = blockd.New(blockd.Options{
-		StateDir: filepath.Join(b.dir, "state"),
-		Blobs:    fetcher.Schemes{"http": cached, "https": cached, "file": file.Opener{}},
-		Patience: time.Minute,
-		Logger:   slog.New(slog.DiscardHandler),
-		Disk:     image.DiskOptions{Direct: true},
+		StateDir:  filepath.Join(b.dir, "state"),
+		Blobs:     blobs,
+		Patience:  time.Minute,
+		Logger:    log,
+		Disk:      image.DiskOptions{Direct: true},
+		Downloads: downloads,
 	})
 	if err == nil {
 		err = b.Start(b.t.Context(), blockd.Exporter{Name: "fuse", Exporter: exporter})
@@ -76,7 +84,7 @@ func (b *realBlock) start() {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	b.close = func() error { return errors.Join(exporter.Close(), blocks.Close(), opener.Close()) }
+	b.close = func() error { return errors.Join(exporter.Close(), downloads.Close(), blocks.Close(), opener.Close()) }
 }
 
 func (b *realBlock) stop() {
@@ -121,8 +129,12 @@ func (b *realBlock) image(r *rig, text string) (ref string) {
 
 func (b *realBlock) imageAt(at *fetchertest.Registry, r *rig, text string) (ref string) {
 	b.t.Helper()
-	blob := b.push(at, text)
-	ref = "sha256:" + text
+	return pullAs(r, at, b.push(at, text), "sha256:"+text)
+}
+
+// pullAs pulls a layer in the registry at as the image ref.
+func pullAs(r *rig, at *fetchertest.Registry, blob fetcher.Ref, ref string) string {
+	r.t.Helper()
 	r.pullLabels(ref, "", map[string]string{
 		snapshots.LabelSnapshotRef:  ref,
 		snapshotter.LabelBlobDigest: blob.Digest.String(),

@@ -402,7 +402,7 @@ func TestDirectIO(t *testing.T) {
 			if err := blockmount.Mount(blockmount.Device{Path: d.Path(), File: true}, target, blockmount.FS{}, tc.writable); err != nil {
 				t.Fatal(err)
 			}
-			if got := loopAttr(t, d.Path(), "dio"); got != tc.want {
+			if got := readFile(t, loopFile(t, d.Path(), "loop/dio")); got != tc.want {
 				t.Errorf("direct I/O of its loop device: got %s, want %s", got, tc.want)
 			}
 			if err := errors.Join(blockmount.Unmount(target), d.Remove(t.Context())); err != nil {
@@ -421,21 +421,47 @@ func volumeOf(t *testing.T, content []byte) backend.Writer {
 	return v
 }
 
-// loopAttr returns what the kernel says of the loop device that serves path.
-func loopAttr(t *testing.T, path, name string) string {
+// TestReadAhead: what one user of a loop device has changed is not the next
+// one's, who most likely gets the same number.
+func TestReadAhead(t *testing.T) {
+	need.Loop(t)
+	dev, target := blockmount.Device{Path: makeImage(t), File: true}, t.TempDir()
+	for range 2 {
+		if err := blockmount.Mount(dev, target, blockmount.FS{}, false); err != nil {
+			t.Fatal(err)
+		}
+		if got := readFile(t, loopFile(t, dev.Path, "queue/read_ahead_kb")); got != "128" {
+			t.Errorf("read-ahead: got %s KiB, want 128", got)
+		}
+		changed := os.WriteFile(loopFile(t, dev.Path, "queue/read_ahead_kb"), []byte("8192"), 0)
+		if err := errors.Join(changed, blockmount.Unmount(target)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	assertNoLoop(t, dev.Path)
+}
+
+// loopFile returns where the kernel says something of the loop device that
+// serves path.
+func loopFile(t *testing.T, path, name string) string {
 	t.Helper()
 	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	for _, f := range files {
 		if text, _ := os.ReadFile(f); strings.TrimSpace(string(text)) == path {
-			attr, err := os.ReadFile(filepath.Join(filepath.Dir(f), name))
-			if err != nil {
-				t.Fatal(err)
-			}
-			return strings.TrimSpace(string(attr))
+			return filepath.Join(filepath.Dir(filepath.Dir(f)), name)
 		}
 	}
 	t.Fatalf("no loop device serves %s", path)
 	return ""
+}
+
+func readFile(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(text))
 }
 
 // TestMountOfALiveFile: a mount that is out of sight and in use is found again,

@@ -10,7 +10,8 @@ import (
 // readAhead is, in KiB, what a file read in order has under way at a time, and
 // what a page fault brings in: the kernel's default. With 512 and 1024 neither
 // trees nor large files were read faster, and faults would bring in what nobody
-// has asked for.
+// has asked for: of an image that is far away, NumPy's start reads 13.3 MB of the
+// layers with 128, 14.5 MB with 256 and 18.7 MB with 2560.
 const readAhead = "128"
 
 // setReadAhead says what the kernel reads ahead of the loop device node. It has

@@ -12,7 +12,7 @@ import (
 )
 
 // TestLink reads here and there over networks, and looks at what a request
-// asks for once they are known: what takes an eighth of the time in which its
+// asks for once they are known: what takes a 32nd of the time in which its
 // first byte comes.
 func TestLink(t *testing.T) {
 	data := content(64 << 20)
@@ -23,11 +23,11 @@ func TestLink(t *testing.T) {
 		want    int64
 	}{
 		{"near", time.Millisecond, 1 << 30, 256 << 10},
-		{"25 Mbit/s, far", 90 * time.Millisecond, 25e6 / 8, 64 << 10}, // 35 KB, but a quarter at least
-		{"200 Mbit/s", 50 * time.Millisecond, 200e6 / 8, 128 << 10},   // 156 KB
-		{"1 Gbit/s", 20 * time.Millisecond, 1e9 / 8, 256 << 10},       // 312 KB
-		{"5 Gbit/s", 10 * time.Millisecond, 5e9 / 8, 512 << 10},       // 781 KB
-		{"10 Gbit/s, far", 50 * time.Millisecond, 10e9 / 8, 1 << 20},  // 7.8 MB, but four times the usual at most
+		{"25 Mbit/s, far", 90 * time.Millisecond, 25e6 / 8, 32 << 10}, // 9 KB, but an eighth of the usual at least
+		{"200 Mbit/s", 50 * time.Millisecond, 200e6 / 8, 32 << 10},    // 39 KB
+		{"1 Gbit/s", 20 * time.Millisecond, 1e9 / 8, 64 << 10},        // 78 KB
+		{"5 Gbit/s", 10 * time.Millisecond, 5e9 / 8, 128 << 10},       // 195 KB
+		{"10 Gbit/s, far", 50 * time.Millisecond, 10e9 / 8, 1 << 20},  // 1.9 MB, but four times the usual at most
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -28,7 +28,7 @@ type Options struct {
 
 	// ExtentSize is what one request to the source asks for, in bytes, aligned
 	// to its own size so that mirrors and peers see the same ranges from every
-	// node: until the network is known, then a quarter to four times that.
+	// node: until the network is known, then an eighth to four times that.
 	// Where reads jump about in one place, requests are four times as large. It
 	// is a power of two, at least BlockSize. Zero means 256 KiB, the refill
 	// size of the reference implementation.

@@ -159,7 +159,7 @@ func Default() *Config {
 			Dir:          "/var/lib/overlaybd-blockd/cache",
 			Size:         20 * gib,
 			MinFree:      2 * gib,
-			BlockSize:    64 * kib,
+			BlockSize:    16 * kib,
 			ExtentSize:   256 * kib, // the reference's refill size
 			MaxExtent:    4 * mib,
 			MaxInflight:  128 * mib,

@@ -82,7 +82,7 @@ func TestValidate(t *testing.T) {
 		{"ublk beyond the driver's", func(c *conf.Config) { c.Ublk = conf.Ublk{Queues: 4097, QueueDepth: 4097} }, []string{"ublk.queues", "ublk.queue_depth"}},
 		{"exporter unknown", func(c *conf.Config) { c.Blockd.Exporter = "nbd" }, []string{"blockd.exporter"}},
 		{"block size", func(c *conf.Config) { c.Cache.BlockSize = 5000 }, []string{"cache.block_size"}},
-		{"extent below block", func(c *conf.Config) { c.Cache.ExtentSize = 32 << 10 }, []string{"cache.extent_size"}},
+		{"extent below block", func(c *conf.Config) { c.Cache.ExtentSize = 8 << 10 }, []string{"cache.extent_size"}},
 		{"little inflight", func(c *conf.Config) { c.Cache.MaxInflight = 1 << 20 }, []string{"cache.max_inflight"}},
 		{"plain_http URL", func(c *conf.Config) { c.Registry.PlainHTTP = []string{"http://a", "", "ok:1"} }, []string{"registry.plain_http", "registry.plain_http"}},
 		{"user agent", func(c *conf.Config) { c.Registry.UserAgent = "a\r\nHost: b" }, []string{"registry.user_agent"}},

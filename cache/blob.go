@@ -40,6 +40,7 @@ var (
 	_ fetcher.Blob        = (*Blob)(nil)
 	_ fetcher.RangeReader = (*Blob)(nil)
 	_ fetcher.Dropper     = (*Blob)(nil)
+	_ fetcher.Expecter    = (*Blob)(nil)
 	_ Prefetcher          = (*Blob)(nil)
 )
 
@@ -215,22 +216,34 @@ func (r *rangeReader) Close() error { return nil }
 
 // Prefetch arranges for bytes [off, off+n) to be on disk, and returns when
 // they are. It fetches the blocks that hold these and no others, since its
-// caller knows what will be wanted, asks for memory after all reads, and holds a quarter of it at
-// most. It fails when the source does, and when the blocks cannot be kept.
+// caller knows what will be wanted. It asks for memory after all reads, and
+// holds a quarter of it at most. It fails when the source does, and when the
+// blocks cannot be kept.
 func (b *Blob) Prefetch(ctx context.Context, off, n int64) error {
+	return b.bring(ctx, off, n, want{low: true})
+}
+
+// Expect is Prefetch for a reader about to come: it asks for memory as reads do.
+func (b *Blob) Expect(ctx context.Context, off, n int64) error {
+	return b.bring(ctx, off, n, want{})
+}
+
+// bring waits until bytes [off, off+n) are on disk, wanted as w says.
+func (b *Blob) bring(ctx context.Context, off, n int64, w want) error {
 	if off < 0 || n < 0 {
 		return fmt.Errorf("prefetch %d bytes of blob %s at offset %d: %w", n, b.s.key, off, fs.ErrInvalid)
 	}
-	end := off + min(n, max(b.Size()-off, 0))
+	w.off, w.end = off, off+min(n, max(b.Size()-off, 0))
 	step := 4 * int64(b.s.c.opts.MaxExtent) // fetched side by side
-	for off < end {
-		stop := min(end, off+step)
-		fetches, _, err := b.plan(ctx, want{off: off, end: stop, until: stop, low: true})
+	for end := w.end; w.off < end; {
+		w.end = min(end, w.off+step)
+		w.until = w.end
+		fetches, _, err := b.plan(ctx, w)
 		if err != nil {
 			return err
 		}
 		if len(fetches) == 0 {
-			off = stop
+			w.off = w.end
 			continue
 		}
 		fetches[0].release() // its bytes are of no interest here

@@ -148,6 +148,8 @@ func (s *script) blobStep(verb string, args []string, b *cache.Blob, out *[]stri
 		return b.Prefetch(s.t.Context(), off, n)
 	case "ask":
 		return b.Ask(s.t.Context(), off, n)
+	case "expect":
+		return b.Expect(s.t.Context(), off, n)
 	case "drop":
 		return b.Drop(s.t.Context(), off, n)
 	}

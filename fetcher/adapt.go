@@ -57,6 +57,15 @@ func Drop(ctx context.Context, b Blob, off, n int64) error {
 	return errors.ErrUnsupported
 }
 
+// Expect has bytes [off, off+n) of b fetched for a reader to come. It fails
+// with errors.ErrUnsupported when b does not fetch, or has no say in it.
+func Expect(ctx context.Context, b Blob, off, n int64) error {
+	if e, ok := b.(Expecter); ok {
+		return e.Expect(ctx, off, n)
+	}
+	return errors.ErrUnsupported
+}
+
 // AtContext returns b as an io.ReaderAt whose reads are bound to ctx, for
 // callers such as archive/tar that know no context. The result must not
 // outlive ctx.

@@ -54,6 +54,15 @@ type Dropper interface {
 	Drop(ctx context.Context, off, n int64) error
 }
 
+// An Expecter is a Blob that can be told what will be read next. Optional:
+// [Expect] fails for other Blobs.
+type Expecter interface {
+	// Expect has bytes [off, off+n) fetched, as urgently as for a reader, and
+	// returns when a read finds them near. It fetches little besides them.
+	// Nothing is to be done for n = 0.
+	Expect(ctx context.Context, off, n int64) error
+}
+
 // A Ref names a blob by location and content.
 type Ref struct {
 	URL    string        // scheme selects the Opener: https, http, file

@@ -142,6 +142,7 @@ var (
 	_ fetcher.Blob        = (*Payload)(nil)
 	_ fetcher.RangeReader = (*Payload)(nil)
 	_ fetcher.Dropper     = (*Payload)(nil)
+	_ fetcher.Expecter    = (*Payload)(nil)
 )
 
 // Offset returns where in the tar the payload starts, in bytes.
@@ -187,4 +188,10 @@ func (b *Payload) Drop(ctx context.Context, off, n int64) error {
 		return nil
 	}
 	return fetcher.Drop(ctx, b.src, b.off+off, n)
+}
+
+// Expect has bytes [off, off+n) of the payload fetched.
+func (b *Payload) Expect(ctx context.Context, off, n int64) error {
+	off = max(off, 0)
+	return fetcher.Expect(ctx, b.src, b.off+off, max(min(n, b.size-off), 0))
 }

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ext4
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"syscall"
+
+	"github.com/overlaybd-go/overlaybd/backend"
+)
+
+// A Reader is a file system that nobody changes. Like an FS it is not safe for
+// concurrent use. After an error it may be used on.
+type Reader struct{ f *FS }
+
+// readerBytes bounds the metadata that a Reader keeps (4 MiB): it is one of
+// many, and what it reads is cached below it.
+const readerBytes = 4 << 20
+
+// NewReader opens the file system on dev, which stays the caller's. It reads
+// the superblock and the group descriptors.
+func NewReader(ctx context.Context, dev backend.Volume) (*Reader, error) {
+	w := readOnly{dev}
+	sb, err := readSuperblock(ctx, w)
+	if err != nil {
+		return nil, fmt.Errorf("open ext4: %w", err)
+	}
+	f := &FS{dev: w, sb: sb, cache: newCache(w, int(sb.blockSize))}
+	f.cache.limit = readerBytes / f.cache.size
+	if err := f.readGroups(ctx); err != nil {
+		return nil, fmt.Errorf("open ext4: %w", err)
+	}
+	return &Reader{f}, nil
+}
+
+// ReadDir yields the entries of a directory, as [FS.ReadDir] does.
+func (r *Reader) ReadDir(ctx context.Context, dir Ino) iter.Seq2[DirEntry, error] {
+	return r.f.ReadDir(ctx, dir)
+}
+
+// Readlink returns the target of the symbolic link ino.
+func (r *Reader) Readlink(ctx context.Context, ino Ino) (string, error) {
+	return r.f.Readlink(ctx, ino)
+}
+
+// Stat describes the file ino.
+func (r *Reader) Stat(ctx context.Context, ino Ino) (Inode, error) { return r.f.Stat(ctx, ino) }
+
+// ReadAt reads the content of the regular file ino, as [FS.ReadAt] does.
+func (r *Reader) ReadAt(ctx context.Context, ino Ino, p []byte, off int64) (int, error) {
+	return r.f.ReadAt(ctx, ino, p, off)
+}
+
+// An Extent is a part of a volume, in bytes.
+type Extent struct{ Off, Len int64 }
+
+// Extents returns where on the volume the blocks lie that hold bytes
+// [off, off+n) of the regular file ino, without the holes.
+func (r *Reader) Extents(ctx context.Context, ino Ino, off, n int64) ([]Extent, error) {
+	if err := r.f.begin(ctx); err != nil {
+		return nil, err
+	}
+	node, err := r.f.regular(ctx, ino)
+	if err != nil {
+		return nil, fmt.Errorf("map inode %d: %w", ino, err)
+	}
+	bs := r.f.sb.blockSize
+	off = max(off, 0)
+	end := min(node.size(), off+max(min(n, node.size()-off), 0))
+	if off >= end {
+		return nil, nil
+	}
+	var all []Extent
+	for at := uint64(off / bs); int64(at)*bs < end && at < endOfFile; {
+		m, err := r.f.lookup(ctx, node, at)
+		if err != nil {
+			return nil, fmt.Errorf("map inode %d: %w", ino, err)
+		}
+		m.n = min(m.n, uint64((end+bs-1)/bs)-at)
+		if !m.hole {
+			all = append(all, Extent{r.f.sb.off(m.start), int64(m.n) * bs})
+		}
+		at += m.n
+	}
+	return all, nil
+}
+
+// readOnly is a volume that cannot be written.
+type readOnly struct{ backend.Volume }
+
+func (readOnly) WriteAt(context.Context, []byte, int64) (int, error) { return 0, syscall.EROFS }
+func (readOnly) Discard(context.Context, int64, int64) error         { return syscall.EROFS }
+func (readOnly) Sync(context.Context) error                          { return syscall.EROFS }

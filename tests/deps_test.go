@@ -42,6 +42,7 @@ var floors = []struct {
 	{"image/zfile", []string{"fetcher"}},
 	{"image/tarblob", []string{"fetcher"}},
 	{"image/ext4", []string{"fetcher", "backend"}},
+	{"image/loader", []string{"fetcher", "backend", "image/ext4"}},
 	// 2 assembly
 	{"image", []string{"fetcher", "backend", "image/*"}},
 	{"image/build", []string{"fetcher", "fetcher/file", "backend", "image", "image/*"}},

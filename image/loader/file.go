@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"cmp"
+	"context"
+	"io"
+	"slices"
+
+	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/image/ext4"
+)
+
+// smallFile is the size, in bytes, of files that are not looked at before all of
+// it is there: no more than one request asks for.
+const smallFile = 256 << 10
+
+// mergeGap is what is fetched in vain, in bytes, to save a request.
+const mergeGap = 32 << 10
+
+// A file is one that a program reads, or that the scout expects it to read.
+type file struct {
+	s   *scout
+	ctx context.Context // of the scout, for ReadAt
+
+	name  string   // its path, "" if it was found by its content
+	ino   ext4.Ino // 0 if it was found by its content
+	at    int64    // where it begins on the volume
+	size  int64    // 0 if not known
+	rpath []string // where else the dynamic linker looks for what it needs
+
+	program bool // it was started
+	asked   bool // all that leads to others was asked for
+	whole   bool // all of it was
+	besides bool // nothing is to be done when it is there
+	parts   []ext4.Extent
+	missing int // spans that have not arrived
+}
+
+var _ io.ReaderAt = (*file)(nil)
+
+// ReadAt reads from the file. One found by its content is taken to lie in one
+// piece, as most do.
+func (f *file) ReadAt(p []byte, off int64) (int, error) {
+	if f.ino != 0 {
+		return f.s.tree.fs.ReadAt(f.ctx, f.ino, p, off)
+	}
+	const mask = backend.SectorSize - 1
+	from := (f.at + off) &^ mask
+	to := min((f.at+off+int64(len(p))+mask)&^mask, f.s.vol.Size())
+	if off < 0 || from < 0 || to <= from {
+		return 0, io.EOF
+	}
+	b := make([]byte, to-from)
+	if _, err := f.s.vol.ReadAt(f.ctx, b, from); err != nil {
+		return 0, err
+	}
+	n := copy(p, b[f.at+off-from:])
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// head returns the first n bytes of the file, or all if it is smaller.
+func (f *file) head(n int64) []byte {
+	if f.size > 0 {
+		n = min(n, f.size)
+	}
+	b := make([]byte, n)
+	k, _ := f.ReadAt(b, 0)
+	return b[:k]
+}
+
+// extents returns where bytes [off, off+n) of the file lie.
+func (f *file) extents(off, n int64) []ext4.Extent {
+	if f.ino == 0 {
+		return []ext4.Extent{{Off: f.at + off, Len: n}}
+	}
+	all, _ := f.s.tree.fs.Extents(f.ctx, f.ino, off, n)
+	return all
+}
+
+// want asks for bytes [off, off+n) of f with the next requests, to look at f
+// when they are there.
+func (s *scout) want(f *file, off, n int64) {
+	if s.spend(off, &n) {
+		f.parts = append(f.parts, f.extents(off, n)...)
+		s.wanted = append(s.wanted, f)
+	}
+}
+
+// wantBesides asks for bytes [off, off+n) of f behind what is wanted.
+func (s *scout) wantBesides(f *file, off, n int64) {
+	if s.spend(off, &n) {
+		s.besides = append(s.besides, &file{parts: f.extents(off, n), besides: true})
+	}
+}
+
+// wantWhole asks for the first n bytes of f, which are all, behind what is
+// wanted. It does so once.
+func (s *scout) wantWhole(f *file, n int64) {
+	if !f.whole {
+		f.whole = true
+		s.wantBesides(f, 0, n)
+	}
+}
+
+// spend takes up to n bytes of those that may be asked for.
+func (s *scout) spend(off int64, n *int64) bool {
+	*n = min(*n, s.opts.Total-s.bytes)
+	if *n <= 0 || off < 0 {
+		return false
+	}
+	s.bytes += *n
+	return true
+}
+
+// find wants the beginning of the file at name, of which all that is no larger
+// than whole. It reports whether there is one.
+func (s *scout) find(ctx context.Context, name string, whole int64, rpath []string) bool {
+	ino, real, ok := s.tree.find(ctx, name)
+	if !ok {
+		return false
+	}
+	f := &file{s: s, ctx: ctx, name: real, ino: ino, rpath: rpath}
+	first := f.extents(0, 1)
+	if len(first) == 0 || s.files >= maxFiles || !s.remember(first[0].Off) {
+		return true
+	}
+	s.files++
+	st, err := s.tree.fs.Stat(ctx, ino)
+	if err != nil {
+		return true
+	}
+	f.at, f.size = first[0].Off, st.Size
+	switch {
+	case st.Size <= smallFile:
+		f.asked, f.whole = true, true
+		s.want(f, 0, st.Size)
+	case st.Size <= whole:
+		s.want(f, 0, headBytes)
+		s.wantWhole(f, st.Size)
+	default:
+		s.want(f, 0, headBytes)
+	}
+	return true
+}
+
+// A span is a part of the volume to be fetched at once.
+type span struct {
+	off, n int64
+	files  []*file // that wait for it
+}
+
+// merge returns the parts wanted of files in the order of the volume, those
+// that lie closely together as one.
+func merge(wanted []*file) (spans []span) {
+	for _, f := range wanted {
+		for _, p := range f.parts {
+			spans = append(spans, span{p.Off, p.Len, []*file{f}})
+		}
+		f.parts = nil
+	}
+	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.off, b.off) })
+	merged := spans[:0]
+	for _, sp := range spans {
+		if i := len(merged) - 1; i >= 0 && sp.off-merged[i].off-merged[i].n <= mergeGap {
+			merged[i].n = max(merged[i].n, sp.off+sp.n-merged[i].off)
+			merged[i].files = append(merged[i].files, sp.files...)
+			continue
+		}
+		merged = append(merged, sp)
+	}
+	for _, sp := range merged {
+		for _, f := range sp.files { // once for each part
+			f.missing++
+		}
+	}
+	return merged
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/overlaybd-go/overlaybd/fetcher"
+	"github.com/overlaybd-go/overlaybd/image/ext4"
+)
+
+const (
+	// quietTime is how long nothing must happen until a scout forgets what it
+	// knows of the file system. Programs that start read all the time.
+	quietTime = 10 * time.Second
+
+	// maxFiles bounds the files asked for until then.
+	maxFiles = 4 << 10
+
+	// maxKnown bounds the files that are remembered as looked at, 8 bytes each
+	// and as much again.
+	maxKnown = 64 << 10
+)
+
+// A scout goes ahead of the programs that read a volume. One goroutine does all
+// the thinking; others wait for what it asks for and hand it back.
+type scout struct {
+	vol  Volume
+	opts Options
+
+	known map[int64]struct{} // where files begin that were looked at
+	tree  *tree              // nil while it is quiet
+	deaf  bool               // the volume has no file system that can be read
+	files int                // asked for since it was quiet
+	bytes int64
+
+	programs map[int64]program // of tree, by where they begin; nil before anyone asks
+
+	wanted  []*file // not yet asked for
+	besides []*file // not yet asked for either; no work with what arrives
+	queue   []span  // to be asked for
+	running int
+	back    chan span // fetched
+	work    sync.WaitGroup
+}
+
+func newScout(vol Volume, opts Options) *scout {
+	return &scout{vol: vol, opts: opts, known: make(map[int64]struct{}), back: make(chan span, opts.Parallel)}
+}
+
+// run looks at the files that begin at the offsets seen, until ctx is done.
+func (s *scout) run(ctx context.Context, seen <-chan int64) {
+	defer s.work.Wait()
+	quiet := time.NewTimer(quietTime)
+	defer quiet.Stop()
+	for {
+		select {
+		case off := <-seen:
+			s.look(ctx, off)
+		case sp := <-s.back:
+			s.arrived(ctx, sp)
+		case <-quiet.C:
+			s.forget()
+			continue
+		case <-ctx.Done():
+			return
+		}
+		s.catchUp(ctx)
+		s.ask(ctx)
+		quiet.Reset(quietTime)
+	}
+}
+
+// catchUp deals with what else has arrived, so that what it all leads to is
+// asked for together.
+func (s *scout) catchUp(ctx context.Context) {
+	for {
+		select {
+		case sp := <-s.back:
+			s.arrived(ctx, sp)
+		default:
+			return
+		}
+	}
+}
+
+func (s *scout) forget() {
+	if s.running == 0 {
+		s.tree, s.programs, s.files, s.bytes = nil, nil, 0, 0
+	}
+}
+
+// ready reports whether there is a file system to look things up in.
+func (s *scout) ready(ctx context.Context) bool {
+	if s.tree != nil || s.deaf {
+		return !s.deaf
+	}
+	fs, err := ext4.NewReader(ctx, s.vol)
+	if err != nil {
+		s.deaf = ctx.Err() == nil && !errors.Is(err, fetcher.ErrTemporary)
+		return false
+	}
+	s.tree = newTree(fs)
+	return true
+}
+
+// remember reports whether the file that begins at off is new.
+func (s *scout) remember(off int64) bool {
+	if _, ok := s.known[off]; ok || len(s.known) >= maxKnown {
+		return false
+	}
+	s.known[off] = struct{}{}
+	return true
+}
+
+// look looks at a file that a program has begun to read.
+func (s *scout) look(ctx context.Context, off int64) {
+	if s.remember(off) && s.ready(ctx) {
+		s.open(ctx, &file{s: s, ctx: ctx, at: off})
+	}
+}
+
+// arrived looks at the files of which sp was the last part missing.
+func (s *scout) arrived(ctx context.Context, sp span) {
+	s.running--
+	for _, f := range sp.files {
+		if f.missing--; f.missing == 0 && !f.besides && s.ready(ctx) {
+			s.open(ctx, f)
+		}
+	}
+}
+
+// ask asks for what is wanted, as far as there is room for requests.
+func (s *scout) ask(ctx context.Context) {
+	s.queue = slices.Concat(s.queue, merge(s.wanted), merge(s.besides))
+	s.wanted, s.besides = nil, nil
+	for len(s.queue) > 0 && s.running < s.opts.Parallel {
+		sp := s.queue[0]
+		s.queue = s.queue[1:]
+		s.running++
+		s.work.Go(func() {
+			if s.vol.Expect(ctx, sp.off, sp.n) != nil { // who needs the bytes will be told
+				sp.files = nil
+			}
+			s.back <- sp
+		})
+	}
+}
+
+// open asks for what f leads to.
+func (s *scout) open(ctx context.Context, f *file) {
+	head := f.head(headBytes)
+	switch {
+	case isELF(head):
+		s.openELF(ctx, f, head)
+	case isScript(head):
+		s.openScript(ctx, head)
+	default:
+		s.openModule(ctx, f)
+	}
+}

@@ -44,6 +44,7 @@ type Config struct {
 	Metrics  Metrics  `toml:"metrics"`
 	Blockd   Blockd   `toml:"blockd"`
 	Cache    Cache    `toml:"cache"`
+	Loader   Loader   `toml:"loader"`
 	Registry Registry `toml:"registry"`
 	P2P      P2P      `toml:"p2p"`
 	Download Download `toml:"download"`
@@ -87,6 +88,13 @@ type Cache struct {
 	MaxExtent    Size     `toml:"max_extent"`
 	MaxInflight  Size     `toml:"max_inflight"`
 	FetchTimeout Duration `toml:"fetch_timeout"`
+}
+
+// Loader is what is fetched ahead of programs that start from images.
+type Loader struct {
+	Enabled    bool `toml:"enabled"`
+	WholeFile  Size `toml:"whole_file"`
+	PartOfFile Size `toml:"part_of_file"`
 }
 
 // Registry is how blobs are fetched.
@@ -165,6 +173,7 @@ func Default() *Config {
 			MaxInflight:  128 * mib,
 			FetchTimeout: Duration(time.Minute),
 		},
+		Loader: Loader{Enabled: true, WholeFile: 5 * mib, PartOfFile: 1 * mib},
 		Registry: Registry{
 			HostsDir:     "/etc/containerd/certs.d",
 			PlainHTTP:    []string{},

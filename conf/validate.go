@@ -49,6 +49,7 @@ func (c *Config) Validate() error {
 	c.Metrics.validate(&p)
 	c.Blockd.validate(&p)
 	c.Cache.validate(&p)
+	c.Loader.validate(&p)
 	c.Registry.validate(&p)
 	c.P2P.validate(&p, c.Cache.FetchTimeout)
 	c.Download.validate(&p)
@@ -114,6 +115,14 @@ func (c *Cache) validate(p *problems) {
 	p.check(c.Size >= c.MaxExtent, "cache.size", "%v is less than max_extent", c.Size)
 	p.check(c.MinFree >= 0, "cache.min_free", "is negative")
 	p.check(c.FetchTimeout > 0, "cache.fetch_timeout", "is not positive")
+}
+
+// maxAhead bounds what one file may make the loader fetch.
+const maxAhead = 64 * mib
+
+func (l *Loader) validate(p *problems) {
+	p.check(l.WholeFile > 0 && l.WholeFile <= maxAhead, "loader.whole_file", "%v is not between 1 and %v", l.WholeFile, Size(maxAhead))
+	p.check(l.PartOfFile > 0 && l.PartOfFile <= maxAhead, "loader.part_of_file", "%v is not between 1 and %v", l.PartOfFile, Size(maxAhead))
 }
 
 func (r *Registry) validate(p *problems) {

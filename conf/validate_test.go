@@ -29,6 +29,7 @@ func other() *conf.Config {
 			Dir: "/c", Size: 5 << 30, MinFree: 1, BlockSize: 4 << 10, ExtentSize: 1 << 20, MaxExtent: 1 << 20,
 			MaxInflight: 8 << 20, FetchTimeout: conf.Duration(time.Second),
 		},
+		Loader: conf.Loader{Enabled: false, WholeFile: 2 << 20, PartOfFile: 4 << 20},
 		Registry: conf.Registry{
 			HostsDir: "/h", PlainHTTP: []string{"localhost", "10.0.0.1:5000"}, DockerConfig: "", CredFile: "",
 			UserAgent: "it \"is\"\tme", DialTimeout: conf.Duration(time.Millisecond), IdleTimeout: conf.Duration(time.Minute),
@@ -65,6 +66,7 @@ func TestValidate(t *testing.T) {
 			"root", "address", "rw_mode", "writable_layer", "default_fs", "turbo_fs", "runtime",
 			"log.level", "log.format", "blockd.address", "blockd.state_dir", "blockd.exporter",
 			"cache.dir", "cache.block_size", "cache.extent_size", "cache.max_extent", "cache.fetch_timeout",
+			"loader.whole_file", "loader.part_of_file",
 			"registry.dial_timeout", "registry.idle_timeout", "registry.max_per_host", "p2p.timeout",
 			"download.tries", "download.parallel", "download.extent_size",
 			"tcmu.queue_depth", "tcmu.data_area", "tcmu.disk_timeout",
@@ -107,10 +109,11 @@ func TestValidate(t *testing.T) {
 		{"negative", func(c *conf.Config) {
 			c.Tenant, c.RootfsQuota, c.Blockd.Patience, c.Blockd.MemoryLimit = -2, -1, -1, -1
 			c.Cache.MinFree, c.Registry.RetryBudget = -1, -1
+			c.Loader.WholeFile, c.Loader.PartOfFile = -1, -1
 			c.Download = conf.Download{Delay: -1, DelayExtra: -1, Rate: -1, Tries: -1, Parallel: -1, ExtentSize: -1}
 		}, []string{
 			"rootfs_quota", "tenant", "blockd.patience", "blockd.memory_limit",
-			"cache.min_free", "registry.retry_budget", "download.delay", "download.delay_extra",
+			"cache.min_free", "loader.whole_file", "loader.part_of_file", "registry.retry_budget", "download.delay", "download.delay_extra",
 			"download.rate", "download.tries", "download.parallel", "download.extent_size",
 		}},
 	} {

@@ -26,6 +26,7 @@ import (
 	"github.com/overlaybd-go/overlaybd/fetcher/registry"
 	"github.com/overlaybd-go/overlaybd/fetcher/retry"
 	"github.com/overlaybd-go/overlaybd/image"
+	"github.com/overlaybd-go/overlaybd/image/loader"
 )
 
 // A node is the daemon assembled: the one place where formats, exporters,
@@ -81,6 +82,7 @@ func (n *node) wire(ctx context.Context, cfg *conf.Config, log *slog.Logger) (er
 		Disk:      image.DiskOptions{Direct: true},
 		Downloads: n.downloads,
 		Warm:      n.remote.Warm,
+		Loader:    loaderOptions(cfg),
 	})
 	if err != nil {
 		return err
@@ -156,6 +158,14 @@ func newDownloads(cfg *conf.Config, blobs fetcher.Opener, log *slog.Logger) *dow
 		Extent:   int(d.ExtentSize),
 		MinFree:  int64(cfg.Cache.MinFree),
 	})
+}
+
+// loaderOptions returns nil if nothing is to be fetched ahead of programs.
+func loaderOptions(cfg *conf.Config) *loader.Options {
+	if !cfg.Loader.Enabled {
+		return nil
+	}
+	return &loader.Options{Whole: int64(cfg.Loader.WholeFile), Part: int64(cfg.Loader.PartOfFile)}
 }
 
 // close takes the node down from the top.

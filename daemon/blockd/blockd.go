@@ -27,6 +27,7 @@ import (
 	"github.com/overlaybd-go/overlaybd/daemon/download"
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/image"
+	"github.com/overlaybd-go/overlaybd/image/loader"
 	"github.com/overlaybd-go/overlaybd/image/spec"
 )
 
@@ -51,6 +52,10 @@ type Options struct {
 
 	// Downloads brings layers to the node; nil for none.
 	Downloads *download.Downloader
+
+	// Loader says how much is fetched ahead of programs that start from
+	// images: nothing if it is nil.
+	Loader *loader.Options
 }
 
 // A Daemon implements blockapi.Service.
@@ -176,19 +181,26 @@ func (d *Daemon) make(ctx context.Context, dev *device, v *spec.Volume) error {
 
 // openVolume opens what dev shows.
 func (d *Daemon) openVolume(ctx context.Context, dev *device, v *spec.Volume) (backend.Volume, error) {
-	blobs := d.layers(dev, v)
-	var vol backend.Volume
-	var err error
-	if v.Writable() {
-		vol, err = image.OpenDisk(ctx, v, blobs, d.opts.Disk)
-	} else {
-		vol, err = image.Open(ctx, v, blobs)
-	}
+	vol, err := d.openLayers(ctx, v, d.layers(dev, v))
 	if err != nil {
 		return nil, err
 	}
 	dev.image, dev.writable, dev.size = v.RepoBlobURL, v.Writable(), vol.Size()
 	return dev.patience.wrap(vol), nil
+}
+
+func (d *Daemon) openLayers(ctx context.Context, v *spec.Volume, blobs fetcher.Opener) (backend.Volume, error) {
+	if v.Writable() {
+		return image.OpenDisk(ctx, v, blobs, d.opts.Disk)
+	}
+	i, err := image.Open(ctx, v, blobs)
+	if err != nil {
+		return nil, err
+	}
+	if d.opts.Loader == nil {
+		return i, nil
+	}
+	return loader.Wrap(i, *d.opts.Loader), nil
 }
 
 // SpecPath returns what the device id serves, which the reference's daemon

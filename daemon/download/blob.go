@@ -108,16 +108,11 @@ func (b *Blob) Drop(ctx context.Context, off, n int64) error {
 	return b.layer.distrust(ctx, errors.New("a checksum is wrong"))
 }
 
-// An asker and an expecter can be told what will be read, such as a blob in the
+// An asker can be asked for bytes before they are read, such as a blob in the
 // cache.
-type (
-	asker interface {
-		Ask(ctx context.Context, off, n int64) error
-	}
-	expecter interface {
-		Expect(ctx context.Context, off, n int64) error
-	}
-)
+type asker interface {
+	Ask(ctx context.Context, off, n int64) error
+}
 
 // Ask passes on to the source. In a file, all is at hand.
 func (b *Blob) Ask(ctx context.Context, off, n int64) error {
@@ -127,12 +122,9 @@ func (b *Blob) Ask(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// Expect is like Ask.
+// Expect passes on to the source. A file does not fetch.
 func (b *Blob) Expect(ctx context.Context, off, n int64) error {
-	if e, ok := b.src.Load().Blob.(expecter); ok {
-		return e.Expect(ctx, off, n)
-	}
-	return errors.ErrUnsupported
+	return fetcher.Expect(ctx, b.src.Load().Blob, off, n)
 }
 
 // Memo returns where readers keep what they have made of the layer's bytes, for

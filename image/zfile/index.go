@@ -37,6 +37,24 @@ const (
 	indexEnd = 256 << 10
 )
 
+// sharedIndex returns the index that h tells of, from memo if it is there. What h
+// says includes the CRC of the index.
+func sharedIndex(ctx context.Context, src fetcher.Blob, h header, memo *sync.Map) (*index, error) {
+	if memo == nil {
+		return openIndex(ctx, src, h)
+	}
+	if v, ok := memo.Load(h); ok {
+		return v.(*index), nil //nolint:errcheck // nobody else has such keys
+	}
+	x, err := openIndex(ctx, src, h)
+	if err != nil {
+		return nil, err
+	}
+	x.memo = memo
+	v, _ := memo.LoadOrStore(h, x)
+	return v.(*index), nil //nolint:errcheck // as above
+}
+
 // openIndex reads the index that h tells of, or the end of it.
 func openIndex(ctx context.Context, src fetcher.Blob, h header) (*index, error) {
 	x := &index{h: h, turn: make(chan struct{}, 1)}
@@ -72,7 +90,7 @@ func (x *index) reach(ctx context.Context, src fetcher.Blob, i int64) error {
 		err = x.replace(t)
 	}
 	if errors.Is(err, ErrCorrupt) && x.memo != nil {
-		x.memo.CompareAndDelete(indexKey{}, x)
+		x.memo.CompareAndDelete(x.h, x)
 	}
 	return err
 }
@@ -91,12 +109,12 @@ func (x *index) replace(t *table) error {
 	return nil
 }
 
-// A table knows where each of the blocks from first on starts. It is resident for
-// as long as the image is, so it is kept small: one offset in full per group of blocks, and
-// 16 bits per block for its distance from there. At 4 KiB blocks that is 2.5
-// bytes a block, 6.6 MB for a 10 GiB image, where plain 64-bit offsets take
-// 21 MB and the stored 32-bit lengths, which cannot be searched, 10.5 MB. It
-// holds no pointers, and a lookup is two loads and an addition.
+// A table knows where each of the blocks from first on starts. It is resident
+// for as long as the image is, so it is kept small: one offset in full per group
+// of blocks, and 16 bits per block for its distance from there. At 4 KiB blocks
+// that is 2.5 bytes a block, 6.6 MB for a 10 GiB image, where plain 64-bit
+// offsets take 21 MB and the stored 32-bit lengths, which cannot be searched,
+// 10.5 MB. It holds no pointers, and a lookup is two loads and an addition.
 type table struct {
 	first  int64    // block
 	shift  uint     // a group is 1<<shift blocks

@@ -16,7 +16,7 @@ import (
 // Open reads the header and index of the ZFile src, and the trailer where the
 // header does not know the index. On success the Reader owns src and closes it.
 func Open(ctx context.Context, src fetcher.Blob) (*Reader, error) {
-	return open(ctx, src, readInfo)
+	return open(ctx, src, readInfo, nil)
 }
 
 // OpenEnd opens the ZFile src from its end alone, which of a far blob takes one
@@ -25,34 +25,16 @@ func Open(ctx context.Context, src fetcher.Blob) (*Reader, error) {
 // The header is not missed. It has no field that the trailer has not, and where
 // the two contradict each other nothing is read that is not checked: the digest
 // vouches for the trailer, a CRC for the index, whose blocks must fill the file
-// from the header to the index, and CRCs of their own for the blocks.
+// from the header to the index, and CRCs of their own, if they have any, for the
+// blocks.
 //
 // Readers of one content share the index, which is most of what they hold in
 // memory, by way of memo, unless it is nil.
 func OpenEnd(ctx context.Context, src fetcher.Blob, memo *sync.Map) (*Reader, error) {
-	if memo == nil {
-		return open(ctx, src, readTrailer)
-	}
-	if x, ok := memo.Load(indexKey{}); ok {
-		return newReader(src, x.(*index)), nil //nolint:errcheck // nobody else has the key
-	}
-	r, err := open(ctx, src, readTrailer)
-	if err != nil {
-		return nil, err
-	}
-	r.index.memo = memo
-	x, _ := memo.LoadOrStore(indexKey{}, r.index)
-	return newReader(src, x.(*index)), nil //nolint:errcheck // as above
+	return open(ctx, src, readTrailer, memo)
 }
 
-// indexKey is that of an *index in a memo.
-type indexKey struct{}
-
-func newReader(src fetcher.Blob, x *index) *Reader {
-	return &Reader{src: src, h: x.h, index: x, size: int64(x.h.size), helpers: newHelpers()}
-}
-
-func open(ctx context.Context, src fetcher.Blob, info func(context.Context, fetcher.Blob) (header, error)) (*Reader, error) {
+func open(ctx context.Context, src fetcher.Blob, info func(context.Context, fetcher.Blob) (header, error), memo *sync.Map) (*Reader, error) {
 	if src.Size() < 2*headerSize {
 		return nil, corruptf(0, "%d bytes are less than a header and a trailer", src.Size())
 	}
@@ -60,11 +42,11 @@ func open(ctx context.Context, src fetcher.Blob, info func(context.Context, fetc
 	if err != nil {
 		return nil, err
 	}
-	x, err := openIndex(ctx, src, h)
+	x, err := sharedIndex(ctx, src, h, memo)
 	if err != nil {
 		return nil, err
 	}
-	return newReader(src, x), nil
+	return &Reader{src: src, h: h, index: x, size: int64(h.size), helpers: newHelpers()}, nil
 }
 
 // readInfo returns the header of src where that knows the index, which spares

@@ -81,6 +81,7 @@ func TestReadWhileSwapped(t *testing.T) {
 		_, d := n.attach(n.layerDir("1"))
 		n.registry.set(func() { n.registry.serve = hangReaders })
 		d.want(2<<20, extent) // for whose fetch the cache would wait a minute
+		synctest.Wait()       // for the download to be over
 		if got := n.Stats(); got.Layers != 1 || got.FetchedBytes != size {
 			t.Errorf("got %+v", got)
 		}

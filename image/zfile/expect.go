@@ -17,6 +17,9 @@ func (r *Reader) Expect(ctx context.Context, off, n int64) error {
 		return fetcher.Expect(ctx, r.src, 0, 0)
 	}
 	bs := int64(r.h.blockSize)
+	if err := r.index.reach(ctx, r.src, off/bs); err != nil {
+		return err
+	}
 	start := r.index.offset(off / bs)
 	return fetcher.Expect(ctx, r.src, start, r.index.offset((off+n-1)/bs+1)-start)
 }

@@ -166,6 +166,23 @@ func TestLongIndexDamaged(t *testing.T) {
 	}
 }
 
+// TestLongIndexOfOtherCalls: what is not a read finds blocks in front, too.
+func TestLongIndexOfOtherCalls(t *testing.T) {
+	file, _ := longFile(t)
+	for name, call := range map[string]func(*Reader) error{
+		"Drop":   func(r *Reader) error { return r.Drop(t.Context(), 5000, 1) },
+		"Expect": func(r *Reader) error { return r.Expect(t.Context(), 5000, 1) },
+	} {
+		r, err := OpenEnd(t.Context(), &source{file: file}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := call(r); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // TestIndexIsShared: readers of one content have one index, until it turns out
 // to be wrong.
 func TestIndexIsShared(t *testing.T) {

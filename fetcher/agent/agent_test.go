@@ -3,11 +3,13 @@
 package agent_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -90,14 +92,20 @@ func trusting(t *testing.T, reg *fetchertest.Registry) string {
 	return dir
 }
 
+// TestBlob: of one kind of agent, blobs are opened without their size.
 func TestBlob(t *testing.T) {
 	for _, kind := range kinds {
 		for name, opts := range modes {
 			t.Run(string(kind)+" "+name, func(t *testing.T) {
 				reg, p := fetchertest.NewRegistry(t, opts), newPeer(t, kind)
 				_, relayed := tower(t, reg, agent.Options{Kind: kind, URL: p.url()})
+				known := kind != agent.Mirror
 				fetchertest.Run(t, func(t *testing.T, content []byte) fetcher.Blob {
-					return fetchertest.Open(t, relayed, reg.AddBlob("r", content))
+					ref := reg.AddBlob("r", content)
+					if !known {
+						ref.Size = 0
+					}
+					return fetchertest.Open(t, relayed, ref)
 				})
 			})
 		}
@@ -138,6 +146,36 @@ func TestAllBytesComeFromThePeer(t *testing.T) {
 					}
 				}
 			})
+		}
+	}
+}
+
+// TestManyFirstReads: of all that begin at once, one asks the registry whether
+// it wants authorization, and none is refused by way of the agent.
+func TestManyFirstReads(t *testing.T) {
+	for _, kind := range kinds {
+		reg, p := fetchertest.NewRegistry(t, modes["bearer and redirect"]), newPeer(t, kind)
+		whole, _ := tower(t, reg, agent.Options{Kind: kind, URL: p.url()})
+		content := fetchertest.Content(2000, 1)
+		b := fetchertest.Open(t, whole, reg.AddBlob("r", content))
+		var all sync.WaitGroup
+		for range 20 {
+			all.Go(func() {
+				got := make([]byte, 10)
+				if _, err := b.ReadAt(t.Context(), got, 100); err != nil || !bytes.Equal(got, content[100:110]) {
+					t.Errorf("%s: got %x, %v", kind, got, err)
+				}
+			})
+		}
+		all.Wait()
+		direct := 0
+		for _, q := range reg.Log() {
+			if q.Header[relayedBy] == nil {
+				direct++
+			}
+		}
+		if asked := len(p.calls()); asked != 20 || direct != 2 {
+			t.Errorf("%s: the agent got %d requests for 20 reads, and the registry and its token service %d, want 2", kind, asked, direct)
 		}
 	}
 }

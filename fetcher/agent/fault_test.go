@@ -111,6 +111,23 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// TestSlowCircle: redirects do not add to what an agent costs at most.
+func TestSlowCircle(t *testing.T) {
+	reg, p := fetchertest.NewRegistry(t, fetchertest.Options{}), newPeer(t, agent.Prefix)
+	short := rangeget.Timeouts{HeaderTimeout: 300 * time.Millisecond, IdleTimeout: 300 * time.Millisecond}
+	whole, _ := tower(t, reg, agent.Options{Kind: agent.Prefix, URL: p.url(), Timeouts: short})
+	content := fetchertest.Content(size, 1)
+	b := fetchertest.Open(t, whole, reg.AddBlob("r", content))
+	p.answerWith(func(w http.ResponseWriter, r *http.Request) {
+		<-time.After(200 * time.Millisecond)
+		http.Redirect(w, r, "https://x.example/", http.StatusFound)
+	})
+	fetchertest.Want(t, b, content, 0, 10)
+	if n := len(p.calls()); n == 0 || n > 2 {
+		t.Errorf("the agent got %d requests of 200 ms each, with 300 ms for all", n)
+	}
+}
+
 // TestDeadAgent: an agent that is not there costs nothing but a refused
 // connection, and is named where there is nobody else to ask.
 func TestDeadAgent(t *testing.T) {

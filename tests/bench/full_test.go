@@ -69,7 +69,9 @@ func profile(tb testing.TB, name string) shape.Profile {
 // fullRead pulls the image to a new node and reads it all.
 func fullRead(tb testing.TB, p *shape.Proxy, snapshotter string) (r reading) {
 	tb.Helper()
-	node := newNode(tb, p, snapshotter)
+	turn := &scope{TB: tb}
+	defer turn.end()
+	node := newNode(turn, p, snapshotter)
 	daemons, all := processes(tb, node)
 	r.daemons, r.node = daemons.usage(tb), all.usage(tb)
 	begun := time.Now()

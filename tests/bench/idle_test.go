@@ -7,6 +7,7 @@ import (
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/overlaybd-go/overlaybd/tests/e2e"
 )
@@ -20,9 +21,20 @@ func TestIdle(t *testing.T) {
 	node := e2e.Start(t, e2e.Options{Overlaybd: true, Registry: registry})
 	var index ocispec.Index
 	fetchManifest(t, registry, "overlaybd", ocispec.MediaTypeImageIndex, &index)
-	for _, m := range index.Manifests {
-		ref := registry.Host + "/image@" + m.Digest.String()
-		node.Ctr("rpull", "--plain-http", ref)
+	refs := make([]string, len(index.Manifests))
+	var pulls errgroup.Group
+	pulls.SetLimit(4)
+	for i, m := range index.Manifests {
+		refs[i] = registry.Host + "/image@" + m.Digest.String()
+		pulls.Go(func() error {
+			_, err := node.TryCtr(t.Context(), "rpull", "--plain-http", refs[i])
+			return err
+		})
+	}
+	if err := pulls.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for _, ref := range refs {
 		node.Mount("overlaybd", ref)
 	}
 

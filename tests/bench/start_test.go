@@ -5,6 +5,7 @@ package bench_test
 import (
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -60,7 +61,9 @@ func (s start) summary() shape.Summary { return s.log.Summarize(s.begun, s.first
 // once more.
 func coldStart(tb testing.TB, p *shape.Proxy, snapshotter string, command []string) (s start) {
 	tb.Helper()
-	node := newNode(tb, p, snapshotter)
+	turn := &scope{TB: tb}
+	defer turn.end()
+	node := newNode(turn, p, snapshotter)
 	daemons, all := processes(tb, node)
 	s.daemons, s.node = daemons.usage(tb), all.usage(tb)
 
@@ -80,6 +83,22 @@ func coldStart(tb testing.TB, p *shape.Proxy, snapshotter string, command []stri
 		s.opened = openingOf(tb, node)
 	}
 	return s
+}
+
+// A scope is a test inside another one. What one start has left on the disk and
+// in memory should not weigh on the next.
+type scope struct {
+	testing.TB
+	cleanups []func()
+}
+
+// Cleanup registers f to be called at the end of the scope.
+func (s *scope) Cleanup(f func()) { s.cleanups = append(s.cleanups, f) }
+
+func (s *scope) end() {
+	for _, f := range slices.Backward(s.cleanups) {
+		f()
+	}
 }
 
 // newNode returns a node that is in use, so that programs are in its memory.

@@ -61,16 +61,30 @@ const longBlocks = wholeIndex/crcSize + 1000
 // and where its index begins.
 func longFile(t testing.TB) ([]byte, int64) {
 	t.Helper()
+	made := makeLongFile()
+	if made.err != nil {
+		t.Fatal(made.err)
+	}
+	return bytes.Clone(made.file), made.index
+}
+
+type madeFile struct {
+	file  []byte
+	index int64
+	err   error
+}
+
+var makeLongFile = sync.OnceValue(func() madeFile {
 	c, err := newCompressor(LZ4)
 	if err != nil {
-		t.Fatal(err)
+		return madeFile{err: err}
 	}
 	h := header{flags: flagHeader | flagData | flagDigest, blockSize: minBlockSize, algorithm: LZ4, checksums: true}
 	file, lengths := h.marshal(), []byte(nil)
 	for i := range uint64(longBlocks) {
 		start := len(file)
 		if file, err = c.append(file, numbered(i)); err != nil {
-			t.Fatal(err)
+			return madeFile{err: err}
 		}
 		file = binary.LittleEndian.AppendUint32(file, checksum(blockSeed, file[start:]))
 		lengths = binary.LittleEndian.AppendUint32(lengths, uint32(len(file)-start))
@@ -78,8 +92,8 @@ func longFile(t testing.TB) ([]byte, int64) {
 	h.flags = trailerFlags
 	h.indexOffset, h.blocks, h.size = uint64(len(file)), longBlocks, longBlocks*minBlockSize
 	h.indexCRC = checksum(0, lengths)
-	return slices.Concat(file, lengths, h.marshal()), int64(len(file))
-}
+	return madeFile{file: slices.Concat(file, lengths, h.marshal()), index: int64(len(file))}
+})
 
 // numbered returns block i.
 func numbered(i uint64) []byte {

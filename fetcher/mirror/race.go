@@ -4,8 +4,8 @@ package mirror
 
 import (
 	"context"
+	"errors"
 	"io"
-	"io/fs"
 	"net/http/httptrace"
 	"sync"
 	"time"
@@ -29,48 +29,30 @@ func (b *Blob) race(ctx context.Context, at *place, ask request) *leg {
 		return first.run(ask)
 	}
 	at.host.save()
-	r := &contest{done: make(chan *leg), over: make(chan struct{})}
-	defer close(r.over)
-	if !r.enter(first, ask) {
-		first.cancel()
-		first.err = fs.ErrClosed
+	r := &contest{first: first, ask: ask, through: make(chan struct{})}
+	first.begun = func() { r.arm(late) }
+	first.run(ask)
+	second := r.disarm()
+	switch {
+	case second == nil:
+		return first
+	case first.err == nil && r.claim(first):
+		second.cancel(nil)
 		return first
 	}
-	if l := r.before(late, first); l != nil {
-		return l
+	<-r.through
+	if second.err != nil { // else first has claimed, or failed
+		b.account(ctx, second.at, second.err)
+		return first
 	}
-	rival := b.rival(at)
-	if rival == nil || !at.host.spend() {
-		return <-r.done
-	}
-	b.o.count.hedges.Add(1)
-	second := b.newLeg(ctx, rival)
-	if !r.enter(second, ask) {
-		second.cancel()
-		return <-r.done
-	}
-	return b.winner(ctx, r, first, second)
-}
-
-// winner returns the first leg of two to succeed, or else the first.
-func (b *Blob) winner(ctx context.Context, r *contest, first, second *leg) *leg {
-	won := <-r.done
 	switch {
-	case won.err != nil:
-		failed := won
-		if won = <-r.done; won.err != nil && won == second {
-			won, failed = failed, won
-		}
-		b.account(ctx, failed.at, failed.err)
-	case won == first:
-		second.cancel()
-	default:
-		first.beaten()
+	case first.err == nil:
+		_ = first.close()
+	case !errors.Is(context.Cause(first.ctx), errBeaten):
+		b.account(ctx, first.at, first.err)
 	}
-	if won == second {
-		b.o.count.hedgesWon.Add(1)
-	}
-	return won
+	b.o.count.hedgesWon.Add(1)
+	return second
 }
 
 // rival returns the place where a request to at may be sent as well, if any.
@@ -87,49 +69,90 @@ func (b *Blob) rival(at *place) *place {
 	return nil
 }
 
-// contest is a race under way.
+// contest is a race under way. The first leg is run by the reader itself, so
+// that a race without a second costs no more than a timer.
 type contest struct {
-	done chan *leg     // legs that are through
-	over chan struct{} // closed when no other leg is of interest
+	first   *leg
+	ask     request
+	through chan struct{} // closed when the second leg is
+
+	mu     sync.Mutex // guards what follows
+	timer  *time.Timer
+	over   bool // no second leg is to be sent any more
+	second *leg // nil until it is sent
+	winner *leg
 }
 
-// enter runs l. It reports false once the blob is closed.
-func (r *contest) enter(l *leg, ask request) bool {
-	return l.b.spawn(func() {
-		l.run(ask)
-		select {
-		case r.done <- l:
-		case <-r.over:
-			_ = l.close()
-		}
-	})
-}
-
-// before returns l if it is through before its answer is late.
-func (r *contest) before(late time.Duration, l *leg) *leg {
-	select {
-	case <-r.done:
-		return l
-	case <-l.sent:
+// arm has a second request sent if the first is late.
+func (r *contest) arm(late time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.over {
+		r.timer = time.AfterFunc(late, func() { r.first.b.spawn(r.hedge) })
 	}
-	t := time.NewTimer(late)
-	defer t.Stop()
-	select {
-	case <-r.done:
-		return l
-	case <-t.C:
+}
+
+// disarm returns the second leg, if there is one.
+func (r *contest) disarm() *leg {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.over = true
+	if r.timer != nil {
+		r.timer.Stop()
+	}
+	return r.second
+}
+
+// hedge sends the request a second time.
+func (r *contest) hedge() {
+	l := r.rival()
+	if l == nil {
+		return
+	}
+	defer close(r.through)
+	l.b.o.count.hedges.Add(1)
+	l.run(r.ask)
+	switch {
+	case l.err != nil:
+	case r.claim(l):
+		r.first.beaten()
+	default:
+		_ = l.close()
+	}
+}
+
+// rival returns the second leg, or nil if there is to be none.
+func (r *contest) rival() *leg {
+	at := r.first.b.rival(r.first.at)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over || at == nil || !r.first.at.host.spend() {
 		return nil
 	}
+	r.second = r.first.b.newLeg(r.first.reader, at)
+	return r.second
+}
+
+// claim makes l the winner unless the other leg is.
+func (r *contest) claim(l *leg) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.winner == nil {
+		r.winner = l
+	}
+	return r.winner == l
 }
 
 // leg is one of the requests of a race.
 type leg struct {
 	b      *Blob
 	at     *place
+	reader context.Context // whoever reads
 	ctx    context.Context // of the request, and of the stream it gives
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 
-	sent   chan struct{} // closed when the request is sent
+	begun  func()        // called when the request is sent; may be nil
+	sent   chan struct{} // closed then
 	sentAt time.Time     // set before
 
 	rc  io.ReadCloser // what came of it
@@ -140,12 +163,15 @@ type leg struct {
 // connection: how long it waits for its turn before, in package limit, says
 // nothing about the host.
 func (b *Blob) newLeg(ctx context.Context, at *place) *leg {
-	l := &leg{b: b, at: at, sent: make(chan struct{})}
+	l := &leg{b: b, at: at, reader: ctx, sent: make(chan struct{})}
 	begin := sync.OnceFunc(func() {
 		l.sentAt = time.Now()
 		close(l.sent)
+		if l.begun != nil {
+			l.begun()
+		}
 	})
-	ctx, l.cancel = context.WithCancel(ctx)
+	ctx, l.cancel = context.WithCancelCause(ctx)
 	l.ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GetConn: func(string) { begin() }})
 	return l
 }
@@ -153,17 +179,20 @@ func (b *Blob) newLeg(ctx context.Context, at *place) *leg {
 // run sends the request, and notes how long its answer took to begin.
 func (l *leg) run(ask request) *leg {
 	if l.rc, l.err = ask(l.ctx, l.at); l.err != nil {
-		l.cancel()
+		l.cancel(nil)
 		return l
 	}
 	l.timed()
 	return l
 }
 
+// errBeaten is why a request was cancelled.
+var errBeaten = errors.New("the other answer came first")
+
 // beaten ends the request of a leg that was too slow. It would have taken
 // longer than it has: without this the host would seem as fast as it was.
 func (l *leg) beaten() {
-	l.cancel()
+	l.cancel(errBeaten)
 	l.timed()
 }
 
@@ -177,7 +206,7 @@ func (l *leg) timed() {
 
 // close ends the stream that came of the leg, if one did.
 func (l *leg) close() error {
-	defer l.cancel()
+	defer l.cancel(nil)
 	if l.rc == nil {
 		return nil
 	}

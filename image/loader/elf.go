@@ -101,29 +101,19 @@ func (e *elf) size() (n int64) {
 	return n
 }
 
-// tables returns the parts of the file that lead to others, about limit bytes:
-// the dynamic section, and the tables that it points to. They lie at the
-// beginning, with or without the code behind them.
-func (e *elf) tables(limit int64) []segment {
-	all := []segment{e.dynamic}
-	if len(e.loads) > 0 {
-		first := e.loads[0]
-		if first.flags&pfExec != 0 {
-			first.n /= 4
+// parts returns what the dynamic linker reads of the file, of each part at most
+// limit bytes: the dynamic section, the tables that it points to, which lie at
+// the beginning, with or without the code behind them, and what it writes to.
+func (e *elf) parts(limit int64) []segment {
+	dynamic := e.dynamic
+	dynamic.n = min(dynamic.n, maxDynamic, limit)
+	all := []segment{dynamic}
+	for i, s := range e.loads {
+		if i == 0 && s.flags&pfExec != 0 {
+			s.n /= 4
 		}
-		first.n = min(first.n, limit)
-		all = append(all, first)
-	}
-	return all
-}
-
-// data returns the parts of the file that the dynamic linker writes to, at most
-// limit bytes.
-func (e *elf) data(limit int64) (all []segment) {
-	for _, s := range e.loads {
-		if s.flags&pfWrite != 0 {
+		if i == 0 || s.flags&pfWrite != 0 {
 			s.n = min(s.n, limit)
-			limit -= s.n
 			all = append(all, s)
 		}
 	}

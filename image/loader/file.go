@@ -91,19 +91,12 @@ func (s *scout) want(f *file, off, n int64) {
 	}
 }
 
-// wantBesides asks for bytes [off, off+n) of f behind what is wanted.
-func (s *scout) wantBesides(f *file, off, n int64) {
-	if s.spend(off, &n) {
-		s.besides = append(s.besides, &file{parts: f.extents(off, n), besides: true})
-	}
-}
-
-// wantWhole asks for the first n bytes of f, which are all, behind what is
-// wanted. It does so once.
+// wantWhole asks for the first n bytes of f, which are all, when nothing is
+// wanted that leads to other files. It does so once.
 func (s *scout) wantWhole(f *file, n int64) {
-	if !f.whole {
+	if !f.whole && s.spend(0, &n) {
 		f.whole = true
-		s.wantBesides(f, 0, n)
+		s.besides = append(s.besides, &file{parts: f.extents(0, n), besides: true})
 	}
 }
 

@@ -30,15 +30,11 @@ func (s *scout) openELF(ctx context.Context, f *file, head []byte) {
 		s.want(f, 0, n)
 		return
 	}
-	for _, t := range e.tables(s.opts.Part) {
-		s.want(f, t.off, t.n)
+	for _, p := range e.parts(s.opts.Part) {
+		s.want(f, p.off, p.n)
 	}
 	if n <= s.opts.Whole || f.program && n <= 2*s.opts.Whole {
 		s.wantWhole(f, n)
-		return
-	}
-	for _, d := range e.data(s.opts.Part) {
-		s.wantBesides(f, d.off, d.n)
 	}
 }
 

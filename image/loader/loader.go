@@ -48,7 +48,7 @@ type Options struct {
 	Part int64
 
 	// Total bounds the bytes asked for until there is silence again for
-	// quietTime. 64 MiB if zero.
+	// quietTime. 256 MiB if zero: pandas and SciPy take 105 MiB.
 	Total int64
 
 	// Parallel is how many requests are made at the same time. 24 if zero: three
@@ -59,7 +59,7 @@ type Options struct {
 func (o Options) withDefaults() Options {
 	o.Whole = cmp.Or(o.Whole, 5<<20)
 	o.Part = cmp.Or(o.Part, 1<<20)
-	o.Total = cmp.Or(o.Total, 64<<20)
+	o.Total = cmp.Or(o.Total, 256<<20)
 	o.Parallel = cmp.Or(o.Parallel, 24)
 	return o
 }

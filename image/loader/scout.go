@@ -5,7 +5,6 @@ package loader
 import (
 	"context"
 	"errors"
-	"slices"
 	"sync"
 	"time"
 
@@ -43,6 +42,7 @@ type scout struct {
 	wanted  []*file // not yet asked for
 	besides []*file // not yet asked for either; no work with what arrives
 	queue   []span  // to be asked for
+	later   []span  // after those
 	running int
 	back    chan span // fetched
 	work    sync.WaitGroup
@@ -136,11 +136,14 @@ func (s *scout) arrived(ctx context.Context, sp span) {
 
 // ask asks for what is wanted, as far as there is room for requests.
 func (s *scout) ask(ctx context.Context) {
-	s.queue = slices.Concat(s.queue, merge(s.wanted), merge(s.besides))
+	s.queue = append(s.queue, merge(s.wanted)...)
+	s.later = append(s.later, merge(s.besides)...)
 	s.wanted, s.besides = nil, nil
-	for len(s.queue) > 0 && s.running < s.opts.Parallel {
-		sp := s.queue[0]
-		s.queue = s.queue[1:]
+	for s.running < s.opts.Parallel {
+		sp, ok := s.next()
+		if !ok {
+			return
+		}
 		s.running++
 		s.work.Go(func() {
 			if s.vol.Expect(ctx, sp.off, sp.n) != nil { // who needs the bytes will be told
@@ -149,6 +152,17 @@ func (s *scout) ask(ctx context.Context) {
 			s.back <- sp
 		})
 	}
+}
+
+// next returns what to ask for next.
+func (s *scout) next() (sp span, ok bool) {
+	for _, q := range []*[]span{&s.queue, &s.later} {
+		if len(*q) > 0 {
+			sp, *q = (*q)[0], (*q)[1:]
+			return sp, true
+		}
+	}
+	return span{}, false
 }
 
 // open asks for what f leads to.

@@ -121,8 +121,8 @@ func (c *Cache) validate(p *problems) {
 const maxAhead = 64 * mib
 
 func (l *Loader) validate(p *problems) {
-	p.check(l.WholeFile > 0 && l.WholeFile <= maxAhead, "loader.whole_file", "%v is not between 1 and %v", l.WholeFile, Size(maxAhead))
-	p.check(l.PartOfFile > 0 && l.PartOfFile <= maxAhead, "loader.part_of_file", "%v is not between 1 and %v", l.PartOfFile, Size(maxAhead))
+	p.check(l.WholeFile > 0 && l.WholeFile <= maxAhead, "loader.whole_file", "%v is not between 1 and %v", l.WholeFile, maxAhead)
+	p.check(l.PartOfFile > 0 && l.PartOfFile <= maxAhead, "loader.part_of_file", "%v is not between 1 and %v", l.PartOfFile, maxAhead)
 }
 
 func (r *Registry) validate(p *problems) {

@@ -83,7 +83,7 @@ func (a *access) header(ctx context.Context, h *host) (string, error) {
 	header, err := f.wait(ctx)
 	if err != nil && guessed && ctx.Err() == nil {
 		a.doubt()
-		return "", nil //nolint:nilerr // the host will tell
+		return "", nil // the host will tell
 	}
 	return header, err
 }

@@ -28,7 +28,11 @@ func TestExpect(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	head := b.(*tarblob.Payload).Offset()
+	payload, ok := b.(*tarblob.Payload)
+	if !ok {
+		t.Fatalf("a %T was opened", b)
+	}
+	head := payload.Offset()
 	for _, tc := range []struct{ off, n, wantOff, wantN int64 }{
 		{0, 10, head, 10},
 		{9_990, 100, head + 9_990, 10},

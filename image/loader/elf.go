@@ -40,7 +40,7 @@ const (
 const (
 	headBytes  = 4 << 10  // the header, and behind it the program headers
 	maxDynamic = 64 << 10 // bytes of the dynamic section
-	maxNeeded  = 512
+	maxNeeded  = 256
 	maxPath    = 4 << 10
 )
 

@@ -85,7 +85,7 @@ func (f *file) extents(off, n int64) []ext4.Extent {
 // want asks for bytes [off, off+n) of f with the next requests, to look at f
 // when they are there.
 func (s *scout) want(f *file, off, n int64) {
-	if s.spend(off, &n) {
+	if off >= 0 && s.spend(&n) {
 		f.parts = append(f.parts, f.extents(off, n)...)
 		s.wanted = append(s.wanted, f)
 	}
@@ -94,20 +94,17 @@ func (s *scout) want(f *file, off, n int64) {
 // wantWhole asks for the first n bytes of f, which are all, when nothing is
 // wanted that leads to other files. It does so once.
 func (s *scout) wantWhole(f *file, n int64) {
-	if !f.whole && s.spend(0, &n) {
+	if !f.whole && s.spend(&n) {
 		f.whole = true
 		s.besides = append(s.besides, &file{parts: f.extents(0, n), besides: true})
 	}
 }
 
 // spend takes up to n bytes of those that may be asked for.
-func (s *scout) spend(off int64, n *int64) bool {
-	*n = min(*n, s.opts.Total-s.bytes)
-	if *n <= 0 || off < 0 {
-		return false
-	}
+func (s *scout) spend(n *int64) bool {
+	*n = max(min(*n, s.opts.Total-s.bytes), 0)
 	s.bytes += *n
-	return true
+	return *n > 0
 }
 
 // find wants the beginning of the file at name, of which all that is no larger
@@ -145,6 +142,7 @@ func (s *scout) find(ctx context.Context, name string, whole int64, rpath []stri
 type span struct {
 	off, n int64
 	files  []*file // that wait for it
+	near   bool    // once it was asked for: nothing had to be fetched
 }
 
 // merge returns the parts wanted of files in the order of the volume, those
@@ -152,7 +150,7 @@ type span struct {
 func merge(wanted []*file) (spans []span) {
 	for _, f := range wanted {
 		for _, p := range f.parts {
-			spans = append(spans, span{p.Off, p.Len, []*file{f}})
+			spans = append(spans, span{off: p.Off, n: p.Len, files: []*file{f}})
 		}
 		f.parts = nil
 	}

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/overlaybd-go/overlaybd/backend"
 	"github.com/overlaybd-go/overlaybd/fetcher"
@@ -273,6 +274,8 @@ func TestTotalIsBounded(t *testing.T) {
 		d.file(fmt.Sprintf("/lib/lib%d.so", i), makeELF(100_000))
 	}
 	d.file("/bin/program", makeELF(0, needed...))
+	d.file("/lib/libother.so", makeELF(0))
+	d.file("/bin/other", makeELF(0, dtNeeded, "libother.so"))
 	d.watch(t, Options{Total: 500_000}, func(v backend.Volume) {
 		d.start(v, "/bin/program")
 		var sum int64
@@ -281,6 +284,42 @@ func TestTotalIsBounded(t *testing.T) {
 		}
 		if sum == 0 || sum > 500_000+20*4096 { // whole blocks
 			t.Errorf("%d bytes", sum)
+		}
+		<-time.After(2 * quietTime)
+		d.start(v, "/bin/other")
+		if !d.wasAsked("/lib/libother.so") {
+			t.Error("nothing is asked for after a while of silence")
+		}
+	})
+}
+
+// TestNearImage: where requests are answered at once, the image is near after
+// all, and is left alone until it was quiet.
+func TestNearImage(t *testing.T) {
+	d := newDisk(t)
+	for i := range 3 * maxNear {
+		d.file(fmt.Sprintf("/opt/%d", i), makeELF(0))
+	}
+	first := d.extents("/opt/0")[0].Off
+	d.watch(t, Options{}, func(v backend.Volume) {
+		begin := func() {
+			t.Helper()
+			for i := range 3 * maxNear {
+				off := first + int64(i)*4096
+				if _, err := v.ReadAt(context.Background(), make([]byte, 4096), off); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+			}
+		}
+		begin()
+		if n := d.requests(); n != maxNear {
+			t.Errorf("%d requests", n)
+		}
+		<-time.After(2 * quietTime)
+		begin()
+		if n := d.requests(); n != 2*maxNear {
+			t.Errorf("%d requests after a while of silence", n)
 		}
 	})
 }

@@ -14,6 +14,9 @@ const (
 	// maxModule is the largest compiled module, in bytes, that is looked at.
 	maxModule = 1 << 20
 
+	// maxNames bounds the names that one statement takes from a module.
+	maxNames = 1 << 10
+
 	// maxPackages is how deep packages lie in one another.
 	maxPackages = 32
 )
@@ -40,6 +43,9 @@ func (s *scout) openModule(ctx context.Context, f *file) {
 	im := importer{s: s, ctx: ctx, python: p, dir: sourceDir(f.name, m.file)}
 	im.roots = im.path()
 	for _, i := range m.imports {
+		if s.tired() {
+			return
+		}
 		im.take(i)
 	}
 }
@@ -138,7 +144,7 @@ func (im *importer) module(dir string, i imported) bool {
 		}
 		dir, found = path.Join(dir, name), true
 	}
-	for _, name := range i.from {
+	for _, name := range i.from[:min(len(i.from), maxNames)] {
 		im.file(dir, name)
 	}
 	return found

@@ -20,6 +20,13 @@ const (
 	// maxFiles bounds the files asked for until then.
 	maxFiles = 4 << 10
 
+	// nearTime is less than any network takes to answer.
+	nearTime = time.Millisecond
+
+	// maxNear is after how many requests in a row that found all near a scout
+	// takes the image for near, until it was quiet.
+	maxNear = 256
+
 	// maxKnown bounds the files that are remembered as looked at, 8 bytes each
 	// and as much again.
 	maxKnown = 64 << 10
@@ -36,6 +43,7 @@ type scout struct {
 	deaf  bool               // the volume has no file system that can be read
 	files int                // asked for since it was quiet
 	bytes int64
+	near  int // requests since the last one that had to wait for the network
 
 	programs map[int64]program // of tree, by where they begin; nil before anyone asks
 
@@ -90,7 +98,7 @@ func (s *scout) catchUp(ctx context.Context) {
 
 func (s *scout) forget() {
 	if s.running == 0 {
-		s.tree, s.programs, s.files, s.bytes = nil, nil, 0, 0
+		s.tree, s.programs, s.files, s.bytes, s.near = nil, nil, 0, 0, 0
 	}
 }
 
@@ -119,16 +127,25 @@ func (s *scout) remember(off int64) bool {
 
 // look looks at a file that a program has begun to read.
 func (s *scout) look(ctx context.Context, off int64) {
-	if s.remember(off) && s.ready(ctx) {
+	if !s.tired() && s.remember(off) && s.ready(ctx) {
 		s.open(ctx, &file{s: s, ctx: ctx, at: off})
 	}
+}
+
+// tired reports whether nothing more is to be done until it was quiet: enough
+// was asked for, or all is near.
+func (s *scout) tired() bool {
+	return s.near >= maxNear || s.files >= maxFiles || s.bytes >= s.opts.Total || s.tree != nil && s.tree.lookups >= maxLookups
 }
 
 // arrived looks at the files of which sp was the last part missing.
 func (s *scout) arrived(ctx context.Context, sp span) {
 	s.running--
+	if s.near++; !sp.near {
+		s.near = 0
+	}
 	for _, f := range sp.files {
-		if f.missing--; f.missing == 0 && !f.besides && s.ready(ctx) {
+		if f.missing--; f.missing == 0 && !f.besides && !s.tired() && s.ready(ctx) {
 			s.open(ctx, f)
 		}
 	}
@@ -146,9 +163,11 @@ func (s *scout) ask(ctx context.Context) {
 		}
 		s.running++
 		s.work.Go(func() {
+			begun := time.Now()
 			if s.vol.Expect(ctx, sp.off, sp.n) != nil { // who needs the bytes will be told
 				sp.files = nil
 			}
+			sp.near = time.Since(begun) < nearTime
 			s.back <- sp
 		})
 	}

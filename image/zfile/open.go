@@ -46,7 +46,9 @@ func open(ctx context.Context, src fetcher.Blob, info func(context.Context, fetc
 	if err != nil {
 		return nil, err
 	}
-	return &Reader{src: src, h: h, index: x, size: int64(h.size), helpers: newHelpers()}, nil
+	r := &Reader{src: src, h: h, index: x, size: int64(h.size), helpers: newHelpers()}
+	r.id.Store(readers.Add(1))
+	return r, nil
 }
 
 // readInfo returns the header of src where that knows the index, which spares

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"sync/atomic"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
 )
@@ -19,6 +20,7 @@ type Reader struct {
 	index   *index
 	size    int64 // uncompressed bytes
 	helpers helpers
+	id      atomic.Uint64 // in recent
 }
 
 var (
@@ -57,8 +59,11 @@ func (r *Reader) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	return done, eof
 }
 
-// readRun fills a prefix of p with one read of the source.
+// readRun fills a prefix of p with one read of the source at most.
 func (r *Reader) readRun(ctx context.Context, p []byte, off int64) (int, error) {
+	if n := r.recall(p, off); n > 0 {
+		return n, nil
+	}
 	if err := r.index.reach(ctx, r.src, off/int64(r.h.blockSize)); err != nil {
 		return 0, err
 	}
@@ -70,6 +75,16 @@ func (r *Reader) readRun(ctx context.Context, p []byte, off int64) (int, error) 
 		return 0, fmt.Errorf("read zfile blocks at byte %d: %w", start, err)
 	}
 	return r.decodeRun(ctx, first, end, buf.b, p, int(off-first*int64(r.h.blockSize)))
+}
+
+// recall fills a prefix of p from a block that an earlier read took a part of.
+func (r *Reader) recall(p []byte, off int64) int {
+	i, skip := off/int64(r.h.blockSize), int(off%int64(r.h.blockSize))
+	if skip == 0 && len(p) >= int(r.h.blockSize) {
+		return 0
+	}
+	id := r.id.Load()
+	return recentPlace(id, i).copyFrom(id, i, p, skip)
 }
 
 // decodeRun decodes blocks [first, end), stored as b, and copies what follows
@@ -156,12 +171,15 @@ func (r *Reader) block(ctx context.Context, i int64, b, p []byte, skip int) (int
 	if skip == 0 && len(p) >= raw {
 		return raw, r.decode(ctx, i, b, p[:raw:raw])
 	}
+	id := r.id.Load() // before the block is read again, if it is corrupt
 	scratch := lend(raw)
-	defer scratch.give()
 	if err := r.decode(ctx, i, b, scratch.b); err != nil {
+		scratch.give()
 		return 0, err
 	}
-	return copy(p, scratch.b[skip:]), nil
+	n := copy(p, scratch.b[skip:])
+	recentPlace(id, i).keep(id, i, scratch)
+	return n, nil
 }
 
 // decode checks and decompresses block i, stored as b, into dst. A corrupt
@@ -200,6 +218,7 @@ func (r *Reader) Drop(ctx context.Context, off, n int64) error {
 	if n = min(n, r.size-off); n <= 0 {
 		return nil
 	}
+	r.id.Store(readers.Add(1)) // forgets what was read before
 	end := off + n
 	bs := int64(r.h.blockSize)
 	if err := r.index.reach(ctx, r.src, off/bs); err != nil {

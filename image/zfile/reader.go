@@ -135,7 +135,7 @@ const parallelRun = 64 << 10
 // besides those that read.
 type helpers chan struct{}
 
-func newHelpers() helpers { return make(helpers, runtime.GOMAXPROCS(0)-1) }
+func newHelpers() helpers { return make(helpers, min(runtime.GOMAXPROCS(0), runtime.NumCPU())-1) }
 
 // take takes a helper if one is idle; give gives it back.
 func (h helpers) take() bool {

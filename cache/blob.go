@@ -150,12 +150,12 @@ func (b *Blob) ask(ctx context.Context, off, stop, end int64) (f *fetch, reach i
 	if b.s.c.degraded.Load() {
 		return b.first(ctx, want{off: off, end: stop, until: stop, cut: cut{extent: extent}}) // what is ahead cannot be kept
 	}
-	now, ahead, unit := b.ahead.advance(off, stop, extent, most)
-	f, reach, err = b.first(ctx, want{off: off, end: now, until: now, cut: cut{extent, unit}})
-	if now = alignUp(now, extent); err != nil || now >= min(ahead, b.s.geo.size) {
+	m := b.ahead.advance(off, stop, extent, most)
+	f, reach, err = b.first(ctx, want{off: off, end: m.now, until: m.now, cut: cut{extent, m.unit}})
+	if m.from = alignUp(m.from, extent); err != nil || m.from >= min(m.ahead, b.s.geo.size) {
 		return f, reach, err
 	}
-	next, _, _ := b.first(ctx, want{off: now, end: ahead, until: ahead, cut: cut{extent: extent}, low: true})
+	next, _, _ := b.first(ctx, want{off: m.from, end: m.ahead, until: m.ahead, cut: cut{extent: extent}, low: true})
 	if next != nil {
 		next.release()
 	}

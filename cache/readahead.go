@@ -14,7 +14,7 @@ type readahead struct {
 	mu      sync.Mutex // guards all below
 	streams [4]stream  // as many files are read in order at once from one blob
 	oldest  int
-	missed  map[int64]bool // regions, as large as the largest request
+	regions regions
 }
 
 // A stream is a sequence of reads that move forward.
@@ -25,11 +25,15 @@ type stream struct {
 	window int64 // bytes asked for at once
 }
 
-// advance takes note of a read of bytes [off, end) that had to wait. It
-// returns the end of what to ask for now, the end of what to ask for ahead of
-// the reader beyond that, or 0, and the unit, in bytes, that the first request
-// is to fill.
-func (r *readahead) advance(off, end int64, extent, most int64) (now, ahead, unit int64) {
+// A move is what to ask for when a read had to wait.
+type move struct {
+	unit        int64 // what the first request is to fill, bytes
+	now         int64 // end of what to ask for at once
+	from, ahead int64 // what to ask for besides, ahead of the reader
+}
+
+// advance takes note of a read of bytes [off, end) that had to wait.
+func (r *readahead) advance(off, end int64, extent, most int64) move {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i := range r.streams {
@@ -37,37 +41,20 @@ func (r *readahead) advance(off, end int64, extent, most int64) (now, ahead, uni
 		switch {
 		case st.window == 0 || off < st.start || off >= st.next+extent:
 		case off < st.mark: // within what was asked for
-			return end, 0, extent
+			return move{unit: extent, now: end}
 		case off < st.next: // the reader came to what was asked for ahead
-			return end, st.ahead(most), extent
+			return move{unit: extent, now: end, from: end, ahead: st.ahead(most)}
 		default:
-			unit = r.unit(off, extent, most)
-			now, ahead = st.grow(off, end, unit, extent, most)
-			return now, ahead, unit
+			m := r.regions.enter(off, end, extent, most)
+			st.grow(&m, off, extent, most)
+			return m
 		}
 	}
-	unit = r.unit(off, extent, most)
-	next := max(off&^(unit-1)+unit, alignUp(end, extent))
+	m := r.regions.enter(off, end, extent, most)
+	next := max(off&^(m.unit-1)+m.unit, alignUp(end, extent))
 	r.streams[r.oldest] = stream{start: off, mark: next, next: next, window: extent}
 	r.oldest = (r.oldest + 1) % len(r.streams)
-	return end, 0, unit
-}
-
-// unit takes note of a read beyond all that was asked for, and returns the unit
-// to ask in. The first in a region may be the only one, such as that of a header.
-// From the second on it is four extents, which takes a quarter of the round
-// trips from a program's start for a seventh more bytes; see BenchmarkColdStart of
-// tests/bench.
-func (r *readahead) unit(off, extent, most int64) (unit int64) {
-	region := off / most
-	if r.missed[region] {
-		return min(4*extent, most)
-	}
-	if r.missed == nil {
-		r.missed = make(map[int64]bool)
-	}
-	r.missed[region] = true
-	return extent
+	return m
 }
 
 // ahead moves the bytes asked for ahead to the reader, and asks for the next.
@@ -81,15 +68,15 @@ func (st *stream) ahead(most int64) int64 {
 // second time in a row it also asks ahead, so that the reader sees no more
 // round trips; see BenchmarkColdSeq. The first time it does not: the end of
 // most files is near.
-func (st *stream) grow(off, end, unit, extent, most int64) (now, ahead int64) {
+func (st *stream) grow(m *move, off, extent, most int64) {
 	st.window = min(2*st.window, most)
-	now = max(end, off&^(extent-1)+st.window, off&^(unit-1)+unit)
-	st.start, st.mark, st.next = off, alignUp(now, extent), alignUp(now, extent)
+	m.now = max(m.now, off&^(extent-1)+st.window, off&^(m.unit-1)+m.unit)
+	st.start, st.mark, st.next = off, alignUp(m.now, extent), alignUp(m.now, extent)
 	if st.window < 4*extent && st.window < most {
-		return now, 0
+		return
 	}
 	st.next += st.window
-	return now, st.next
+	m.from, m.ahead = m.now, max(m.ahead, st.next)
 }
 
 // alignUp returns n rounded up to a multiple of unit, a power of two.

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cache
+
+// regions remembers how often reads of a blob had to wait, by parts of it that
+// are as large as the largest request. The first in a region may be the only
+// one, such as that of a header. From the second on requests are four extents,
+// which takes half of the round trips from a program's start. Where they have
+// asked for half of a region, the rest comes too; and who has read two regions
+// in a row like that reads everything, in whatever order, such as tar, and gets
+// the next ones whole.
+type regions map[int64]int
+
+const (
+	// few reads are not enough to tell that a region is read in whole.
+	few = 4
+
+	// whole is the number of reads of a region that is asked for in whole.
+	whole = 1 << 20
+)
+
+// enter takes note of a read of bytes [off, end) that had to wait, beyond all
+// that was asked for.
+func (r *regions) enter(off, end, extent, most int64) move {
+	if *r == nil {
+		*r = make(regions)
+	}
+	region := off / most
+	(*r)[region]++
+	switch {
+	case r.dense(region-1, extent, most) && r.dense(region-2, extent, most):
+		(*r)[region], (*r)[region+1] = whole, whole
+		return move{unit: most, now: end, from: region * most, ahead: (region + 2) * most}
+	case r.dense(region, extent, most):
+		return move{unit: most, now: end, from: region * most, ahead: (region + 1) * most}
+	case (*r)[region] > 1:
+		return move{unit: min(4*extent, most), now: end}
+	}
+	return move{unit: extent, now: end}
+}
+
+// dense reports whether half of a region has been asked for.
+func (r *regions) dense(region, extent, most int64) bool {
+	n := (*r)[region]
+	return n >= few && int64(n)*4*extent >= most/2
+}

@@ -421,20 +421,25 @@ func volumeOf(t *testing.T, content []byte) backend.Writer {
 	return v
 }
 
-// TestReadAhead: what one user of a loop device has changed is not the next
-// one's, who most likely gets the same number.
-func TestReadAhead(t *testing.T) {
+// TestQueue: what one user of a loop device has changed is not the next one's,
+// who most likely gets the same number.
+func TestQueue(t *testing.T) {
 	need.Loop(t)
 	dev, target := blockmount.Device{Path: makeImage(t), File: true}, t.TempDir()
 	for range 2 {
 		if err := blockmount.Mount(dev, target, blockmount.FS{}, false); err != nil {
 			t.Fatal(err)
 		}
-		if got := readFile(t, loopFile(t, dev.Path, "queue/read_ahead_kb")); got != "128" {
-			t.Errorf("read-ahead: got %s KiB, want 128", got)
+		for _, set := range []struct{ name, want, other string }{{"read_ahead_kb", "128", "8192"}, {"rq_affinity", "2", "1"}} {
+			attr := loopFile(t, dev.Path, "queue/"+set.name)
+			if got := readFile(t, attr); got != set.want {
+				t.Errorf("%s: got %s, want %s", set.name, got, set.want)
+			}
+			if err := os.WriteFile(attr, []byte(set.other), 0); err != nil {
+				t.Fatal(err)
+			}
 		}
-		changed := os.WriteFile(loopFile(t, dev.Path, "queue/read_ahead_kb"), []byte("8192"), 0)
-		if err := errors.Join(changed, blockmount.Unmount(target)); err != nil {
+		if err := blockmount.Unmount(target); err != nil {
 			t.Fatal(err)
 		}
 	}

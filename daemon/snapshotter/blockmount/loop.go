@@ -62,7 +62,7 @@ func attachLoop(path string, readOnly bool, flags uint32) (*os.File, error) {
 	for deadline := time.Now().Add(loopPatience); ; time.Sleep(loopPause) {
 		loop, err := configureFree(&cfg, mode)
 		if err == nil {
-			setReadAhead(loop.Name())
+			setQueue(loop.Name())
 			return loop, nil
 		}
 		// ENXIO and ENOENT: the node is being made or unmade.

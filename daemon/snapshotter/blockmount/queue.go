@@ -14,10 +14,18 @@ import (
 // layers with 128, 14.5 MB with 256 and 18.7 MB with 2560.
 const readAhead = "128"
 
-// setReadAhead says what the kernel reads ahead of the loop device node. It has
-// to: the kernel makes that larger for some files, and never smaller again, so
-// that it stays with the number of a device for whoever gets it next. A sysfs
-// that cannot be written to is no reason not to mount.
-func setReadAhead(node string) {
-	_ = os.WriteFile(filepath.Join("/sys/block", filepath.Base(node), "queue", "read_ahead_kb"), []byte(readAhead), 0)
+// completeHere is the rq_affinity by which a read is completed on the processor
+// that asked for it. On the block daemon's, the kernel would wake a thread for
+// that, which then wakes the reader: an archive of 17,000 small files takes 5 to
+// 9 % longer.
+const completeHere = "2"
+
+// setQueue says how the kernel is to use the loop device node. It has to, since
+// that stays with the number of a device for whoever gets it next: read-ahead the
+// kernel makes larger for some files, and never smaller again. A sysfs that
+// cannot be written to is no reason not to mount.
+func setQueue(node string) {
+	queue := filepath.Join("/sys/block", filepath.Base(node), "queue")
+	_ = os.WriteFile(filepath.Join(queue, "read_ahead_kb"), []byte(readAhead), 0)
+	_ = os.WriteFile(filepath.Join(queue, "rq_affinity"), []byte(completeHere), 0)
 }

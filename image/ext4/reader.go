@@ -53,6 +53,16 @@ func (r *Reader) ReadAt(ctx context.Context, ino Ino, p []byte, off int64) (int,
 	return r.f.ReadAt(ctx, ino, p, off)
 }
 
+// InodeBlock returns the block that holds the inode ino, without reading it.
+func (r *Reader) InodeBlock(ino Ino) (Extent, bool) {
+	if ino == 0 || uint32(ino) > r.f.sb.inodes {
+		return Extent{}, false
+	}
+	g, i := r.f.sb.inodePos(ino)
+	at := r.f.sb.off(r.f.groups[g].inodeTable) + int64(i)*int64(r.f.sb.inodeSize)
+	return Extent{at &^ (r.f.sb.blockSize - 1), r.f.sb.blockSize}, true
+}
+
 // An Extent is a part of a volume, in bytes.
 type Extent struct{ Off, Len int64 }
 

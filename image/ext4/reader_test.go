@@ -4,6 +4,7 @@ package ext4_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"syscall"
 	"testing"
@@ -42,6 +43,15 @@ func TestReader(t *testing.T) {
 	}
 	if st, err := r.Stat(t.Context(), ino); st.Size != int64(len(data)) || err != nil {
 		t.Errorf("%+v, %v", st, err)
+	}
+	b, ok := r.InodeBlock(ino)
+	block := make([]byte, b.Len)
+	must(v.ReadAt(t.Context(), block, b.Off))
+	if size := binary.LittleEndian.AppendUint32(nil, uint32(len(data))); !ok || !bytes.Contains(block, size) {
+		t.Errorf("no inode in the %d bytes at %d", b.Len, b.Off)
+	}
+	if _, ok := r.InodeBlock(1 << 31); ok {
+		t.Error("there is an inode behind the last")
 	}
 	names := map[string]ext4.Ino{}
 	for e, err := range r.ReadDir(t.Context(), dir) {

@@ -120,6 +120,19 @@ func (e *elf) parts(limit int64) []segment {
 	return all
 }
 
+// rest returns what is loaded of the file besides its parts: code, mostly.
+func (e *elf) rest() (all []segment) {
+	for i, s := range e.loads {
+		if i > 0 && s.flags&pfWrite == 0 {
+			all = append(all, s)
+		} else if i == 0 && s.flags&pfExec != 0 {
+			s.off, s.n = s.off+s.n/4, s.n-s.n/4
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
 // fileOff returns where in the file the byte at addr is.
 func (e *elf) fileOff(addr uint64) (int64, bool) {
 	for _, s := range e.loads {

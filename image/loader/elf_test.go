@@ -76,8 +76,8 @@ func everything(data []byte) (l links) {
 	if err != nil {
 		return l
 	}
-	for _, s := range e.parts(1 << 20) {
-		if s.off < 0 || s.n < 0 || s.n > 1<<20 {
+	for _, s := range append(e.parts(1<<20), e.rest()...) {
+		if s.off < 0 || s.n < 0 {
 			panic(s)
 		}
 	}

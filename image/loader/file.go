@@ -91,12 +91,11 @@ func (s *scout) want(f *file, off, n int64) {
 	}
 }
 
-// wantWhole asks for the first n bytes of f, which are all, when nothing is
-// wanted that leads to other files. It does so once.
-func (s *scout) wantWhole(f *file, n int64) {
+// wantBesides asks for bytes [off, off+n) of f when nothing is wanted that leads
+// to other files. It does nothing where all of f was asked for.
+func (s *scout) wantBesides(f *file, off, n int64) {
 	if !f.whole && s.spend(&n) {
-		f.whole = true
-		s.besides = append(s.besides, &file{parts: f.extents(0, n), besides: true})
+		s.besides = append(s.besides, &file{parts: f.extents(off, n), besides: true})
 	}
 }
 
@@ -131,7 +130,8 @@ func (s *scout) find(ctx context.Context, name string, whole int64, rpath []stri
 		s.want(f, 0, st.Size)
 	case st.Size <= whole:
 		s.want(f, 0, headBytes)
-		s.wantWhole(f, st.Size)
+		s.wantBesides(f, 0, st.Size)
+		f.whole = true
 	default:
 		s.want(f, 0, headBytes)
 	}

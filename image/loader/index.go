@@ -9,6 +9,8 @@ import (
 	"path"
 	"slices"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/overlaybd-go/overlaybd/image/ext4"
 )
 
@@ -18,14 +20,19 @@ var programDirs = [...]string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", 
 // maxPrograms bounds the files of one directory that are looked at.
 const maxPrograms = 4 << 10
 
+// programTypes are those of the names of programs, in the order in which they
+// are looked at: most are no links, and links lead to all over the file system.
+var programTypes = [...]ext4.FileType{ext4.TypeRegular, ext4.TypeSymlink}
+
 // identify finds out which program f is, a file found by its content, by where
 // programs begin. Without that only its first bytes can be trusted: files have
 // holes, and lie in pieces.
 func (s *scout) identify(ctx context.Context, f *file) {
-	if s.programs == nil {
-		s.programs = s.tree.programs(ctx)
-	}
 	p, ok := s.programs[f.at]
+	for ; !ok && s.indexed < len(programTypes); s.indexed++ {
+		s.index(ctx, programTypes[s.indexed])
+		p, ok = s.programs[f.at]
+	}
 	if !ok {
 		return
 	}
@@ -40,31 +47,55 @@ type program struct {
 	name string // its path without symbolic links
 }
 
-// programs returns the programs by where they begin.
-func (t *tree) programs(ctx context.Context) map[int64]program {
-	all := make(map[int64]program)
+// index notes where the programs begin whose names are of type t.
+func (s *scout) index(ctx context.Context, t ext4.FileType) {
+	if s.programs == nil {
+		s.programs = make(map[int64]program)
+	}
 	var done []*dir
 	for _, name := range programDirs {
-		d := t.dir(ctx, name)
+		d := s.tree.dir(ctx, name)
 		if d == nil || slices.Contains(done, d) {
 			continue
 		}
 		done = append(done, d)
-		for _, e := range d.byInode() {
-			ino, real, ok := t.find(ctx, path.Join(d.path, e.Name))
+		entries := d.byInode(t)
+		s.fetchInodes(ctx, entries)
+		for _, e := range entries {
+			ino, real, ok := s.tree.find(ctx, path.Join(d.path, e.Name))
 			if !ok {
 				continue
 			}
-			if at, err := t.fs.Extents(ctx, ino, 0, 1); err == nil && len(at) > 0 {
-				all[at[0].Off] = program{ino, real}
+			if at, err := s.tree.fs.Extents(ctx, ino, 0, 1); err == nil && len(at) > 0 {
+				s.programs[at[0].Off] = program{ino, real}
 			}
 		}
 	}
-	return all
 }
 
-// byInode returns the names in the order in which the inodes lie.
-func (d *dir) byInode() []ext4.DirEntry {
+// fetchInodes has the inodes of entries fetched side by side, which are read
+// one after the other.
+func (s *scout) fetchInodes(ctx context.Context, entries []ext4.DirEntry) {
+	if len(entries) < 2 {
+		return
+	}
+	var f file
+	for _, e := range entries {
+		if block, ok := s.tree.fs.InodeBlock(e.Ino); ok {
+			f.parts = append(f.parts, block)
+		}
+	}
+	var g errgroup.Group
+	g.SetLimit(s.opts.Parallel)
+	for _, sp := range merge([]*file{&f}) {
+		g.Go(func() error { return s.vol.Expect(ctx, sp.off, sp.n) })
+	}
+	_ = g.Wait() // reads will tell
+}
+
+// byInode returns the names of type t in the order in which the inodes lie.
+func (d *dir) byInode(t ext4.FileType) []ext4.DirEntry {
 	all := slices.SortedFunc(maps.Values(d.names), func(a, b ext4.DirEntry) int { return cmp.Compare(a.Ino, b.Ino) })
+	all = slices.DeleteFunc(all, func(e ext4.DirEntry) bool { return e.Type != t })
 	return all[:min(len(all), maxPrograms)]
 }

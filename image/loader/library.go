@@ -7,6 +7,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/overlaybd-go/overlaybd/image/ext4"
 )
 
 // openELF asks for the rest of a program or library, and then for those that
@@ -30,11 +32,15 @@ func (s *scout) openELF(ctx context.Context, f *file, head []byte) {
 		s.want(f, 0, n)
 		return
 	}
-	for _, p := range e.parts(s.opts.Part) {
-		s.want(f, p.off, p.n)
+	part := s.opts.Part
+	if whole := n <= s.opts.Whole || f.program && n <= 2*s.opts.Whole; whole {
+		part = n
+		for _, r := range e.rest() {
+			s.wantBesides(f, r.off, r.n)
+		}
 	}
-	if n <= s.opts.Whole || f.program && n <= 2*s.opts.Whole {
-		s.wantWhole(f, n)
+	for _, p := range e.parts(part) {
+		s.want(f, p.off, p.n)
 	}
 }
 
@@ -55,26 +61,35 @@ func (s *scout) link(ctx context.Context, f *file, e *elf) {
 	}
 	rpath = rpath[:min(len(rpath), maxRpath)]
 	search := slices.Concat(rpath, runpath, libraryDirs(e.machine))
+	var paths []string
+	var entries []ext4.DirEntry
 	for _, name := range l.needed {
-		s.library(ctx, name, search, rpath)
+		if p, e, ok := s.library(ctx, name, search); ok {
+			paths, entries = append(paths, p), append(entries, e)
+		}
+	}
+	s.fetchInodes(ctx, entries)
+	for _, p := range paths {
+		s.find(ctx, p, s.opts.Whole, rpath)
 	}
 }
 
 // maxRpath bounds the directories that a program passes on to its libraries.
 const maxRpath = 64
 
-// library asks for a library, in the first directory that has it.
-func (s *scout) library(ctx context.Context, name string, search, rpath []string) {
+// library returns the path of a library, in the first directory that has it.
+func (s *scout) library(ctx context.Context, name string, search []string) (file string, e ext4.DirEntry, ok bool) {
 	if path.IsAbs(name) {
-		s.find(ctx, name, s.opts.Whole, rpath)
-		return
+		search, name = []string{path.Dir(name)}, path.Base(name)
 	}
-	for _, d := range search {
-		if s.tree.has(ctx, d, name) {
-			s.find(ctx, path.Join(d, name), s.opts.Whole, rpath)
-			return
+	for _, dir := range search {
+		if d := s.tree.dir(ctx, dir); d != nil {
+			if e, ok := d.names[name]; ok {
+				return path.Join(d.path, name), e, true
+			}
 		}
 	}
+	return "", e, false
 }
 
 // origin returns the absolute ones of dirs, where $ORIGIN is the directory of

@@ -45,7 +45,8 @@ type scout struct {
 	bytes int64
 	near  int // requests since the last one that had to wait for the network
 
-	programs map[int64]program // of tree, by where they begin; nil before anyone asks
+	programs map[int64]program // of tree, by where they begin
+	indexed  int               // how many of programTypes are among them
 
 	wanted  []*file // not yet asked for
 	besides []*file // not yet asked for either; no work with what arrives
@@ -98,7 +99,7 @@ func (s *scout) catchUp(ctx context.Context) {
 
 func (s *scout) forget() {
 	if s.running == 0 {
-		s.tree, s.programs, s.files, s.bytes, s.near = nil, nil, 0, 0, 0
+		s.tree, s.programs, s.indexed, s.files, s.bytes, s.near = nil, nil, 0, 0, 0, 0
 	}
 }
 

@@ -34,6 +34,7 @@ type file struct {
 	asked   bool // all that leads to others was asked for
 	whole   bool // all of it was
 	besides bool // nothing is to be done when it is there
+	names   bool // the names in it are
 	parts   []ext4.Extent
 	missing int // spans that have not arrived
 }
@@ -94,9 +95,14 @@ func (s *scout) want(f *file, off, n int64) {
 // wantBesides asks for bytes [off, off+n) of f when nothing is wanted that leads
 // to other files. It does nothing where all of f was asked for.
 func (s *scout) wantBesides(f *file, off, n int64) {
-	if !f.whole && s.spend(&n) {
-		s.besides = append(s.besides, &file{parts: f.extents(off, n), besides: true})
+	if f.whole || !s.spend(&n) {
+		return
 	}
+	rest := &file{parts: f.extents(off, n), besides: true}
+	if _, ok := f.extension(); ok && n == f.size {
+		rest = &file{s: s, ctx: f.ctx, name: f.name, ino: f.ino, size: f.size, parts: rest.parts, names: true}
+	}
+	s.besides = append(s.besides, rest)
 }
 
 // spend takes up to n bytes of those that may be asked for.

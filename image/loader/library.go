@@ -20,6 +20,9 @@ func (s *scout) openELF(ctx context.Context, f *file, head []byte) {
 	}
 	if f.asked {
 		s.link(ctx, f, e)
+		if f.size > 0 && f.size <= smallFile {
+			s.openNames(ctx, f)
+		}
 		return
 	}
 	f.asked = true

@@ -187,6 +187,10 @@ func (s *scout) next() (sp span, ok bool) {
 
 // open asks for what f leads to.
 func (s *scout) open(ctx context.Context, f *file) {
+	if f.names {
+		s.openNames(ctx, f)
+		return
+	}
 	head := f.head(headBytes)
 	switch {
 	case isELF(head):

@@ -23,8 +23,10 @@ func makeELF(size int, entries ...any) []byte {
 	table := le.AppendUint64(le.AppendUint64(nil, dtStrtab), uint64(0x400000+names))
 	text := "\x00"
 	for i := 0; i < len(entries); i += 2 {
-		table = le.AppendUint64(le.AppendUint64(table, uint64(entries[i].(int))), uint64(len(text)))
-		text += entries[i+1].(string) + "\x00"
+		tag, _ := entries[i].(int)
+		value, _ := entries[i+1].(string)
+		table = le.AppendUint64(le.AppendUint64(table, uint64(tag)), uint64(len(text)))
+		text += value + "\x00"
 	}
 	code := (names + len(text) + 4095) &^ 4095
 	b := make([]byte, max(size, code))

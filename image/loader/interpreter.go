@@ -14,8 +14,16 @@ import (
 var startModules = [...]imported{
 	{name: "encodings", from: []string{"aliases", "utf_8"}},
 	{name: "sitecustomize"},
-	{name: "codecs"}, {name: "io"}, {name: "abc"}, {name: "site"}, {name: "os"}, {name: "stat"},
-	{name: "_collections_abc"}, {name: "posixpath"}, {name: "genericpath"}, {name: "_sitebuiltins"},
+	{name: "codecs"},
+	{name: "io"},
+	{name: "abc"},
+	{name: "site"},
+	{name: "os"},
+	{name: "stat"},
+	{name: "_collections_abc"},
+	{name: "posixpath"},
+	{name: "genericpath"},
+	{name: "_sitebuiltins"},
 }
 
 // localeFiles are read by it for UTF-8 where the environment names no other

@@ -342,8 +342,12 @@ func TestFailingVolume(t *testing.T) {
 			if n := d.requests(); n > 0 {
 				t.Errorf("%d requests", n)
 			}
-			v.(*watched).end() // the disk is used again
-			<-v.(*watched).ended
+			w, ok := v.(*watched)
+			if !ok {
+				t.Fatal("the volume is not watched")
+			}
+			w.end() // the disk is used again
+			<-w.ended
 		})
 	}
 }

@@ -13,8 +13,8 @@ const pycHeader = 16
 
 // A python is a version of CPython whose bytecode is known.
 type python struct {
-	minor                           int // of 3.minor
-	extendedArg, loadConst, import_ byte
+	minor                              int // of 3.minor
+	extendedArg, loadConst, importName byte
 }
 
 // pythonOf returns the version that a pyc file's first bytes tell. The numbers
@@ -23,7 +23,7 @@ func pythonOf(head []byte) (python, bool) {
 	if len(head) < 4 || head[2] != '\r' || head[3] != '\n' {
 		return python{}, false
 	}
-	p := python{extendedArg: 144, loadConst: 100, import_: 108}
+	p := python{extendedArg: 144, loadConst: 100, importName: 108}
 	switch n := binary.LittleEndian.Uint16(head); {
 	case n >= 3400 && n < 3420:
 		p.minor = 8
@@ -36,7 +36,7 @@ func pythonOf(head []byte) (python, bool) {
 	case n >= 3500 && n < 3550:
 		p.minor = 12
 	case n >= 3550 && n < 3600:
-		p = python{minor: 13, extendedArg: 71, loadConst: 83, import_: 75}
+		p = python{minor: 13, extendedArg: 71, loadConst: 83, importName: 75}
 	default:
 		return python{}, false
 	}
@@ -86,7 +86,7 @@ func (c code) imports(p python) (all []imported) {
 			continue
 		case p.loadConst:
 			level, from = from, element(c.consts, arg)
-		case p.import_:
+		case p.importName:
 			name, ok := element(c.names, arg).(string)
 			n, isInt := level.(int)
 			if ok && isInt && n >= 0 {

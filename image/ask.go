@@ -27,7 +27,7 @@ const (
 	indexShare  = 256
 	maxMetadata = 320 << 10
 
-	minTail   = 64 << 10
+	minTail   = 112 << 10
 	maxTail   = 2 << 20
 	hugeLayer = 512 << 20
 	hugeTail  = 320 << 10 // the 256 KiB of a jump table that zfile reads first, and what follows

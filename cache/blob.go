@@ -150,7 +150,7 @@ func (b *Blob) ask(ctx context.Context, off, stop, end int64) (f *fetch, reach i
 	if b.s.c.degraded.Load() {
 		return b.first(ctx, want{off: off, end: stop, until: stop, cut: cut{extent: extent}}) // what is ahead cannot be kept
 	}
-	m := b.ahead.advance(off, stop, extent, most)
+	m := b.ahead.advance(off, stop, extent, most, b.s.coming(off))
 	f, reach, err = b.first(ctx, want{off: off, end: m.now, until: m.now, cut: cut{extent, m.unit}})
 	if m.from = alignUp(m.from, extent); err != nil || m.from >= min(m.ahead, b.s.geo.size) {
 		return f, reach, err

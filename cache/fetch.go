@@ -106,18 +106,15 @@ func (f *fetch) stream(ctx context.Context) error {
 		return err
 	}
 	defer r.Close()
-	idle, landed, begun := 0, int64(0), int64(0)
-	defer func() {
-		if begun > 0 {
-			f.s.c.link.last(time.Now(), landed-begun)
-		}
-	}()
-	for landed < f.n {
+	idle := 0
+	for landed := int64(0); landed < f.n; {
 		n, err := r.Read(f.buf.p[landed:])
 		if n > 0 {
-			if idle = 0; begun == 0 {
-				begun = int64(n)
+			if idle = 0; landed == 0 {
 				f.s.c.link.first(time.Now(), time.Since(asked))
+				defer f.s.c.link.last()
+			} else {
+				f.s.c.link.landed(time.Now(), int64(n))
 			}
 			landed += int64(n)
 			f.advance(landed)

@@ -108,6 +108,13 @@ func (s *store) inflightAt(b block) *fetch {
 	return nil
 }
 
+// coming reports whether byte off is on its way.
+func (s *store) coming(off int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.inflightAt(s.geo.blockAt(off)) != nil
+}
+
 // shorten ends f's range in the table at end. An empty range leaves it.
 func (s *store) shorten(f *fetch, end block) {
 	s.mu.Lock()

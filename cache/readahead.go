@@ -32,8 +32,9 @@ type move struct {
 	from, ahead int64 // what to ask for besides, ahead of the reader
 }
 
-// advance takes note of a read of bytes [off, end) that had to wait.
-func (r *readahead) advance(off, end int64, extent, most int64) move {
+// advance takes note of a read of bytes [off, end) that had to wait, for bytes
+// that are coming or that nobody has asked for.
+func (r *readahead) advance(off, end int64, extent, most int64, coming bool) move {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i := range r.streams {
@@ -45,12 +46,12 @@ func (r *readahead) advance(off, end int64, extent, most int64) move {
 		case off < st.next: // the reader came to what was asked for ahead
 			return move{unit: extent, now: end, from: end, ahead: st.ahead(most)}
 		default:
-			m := r.regions.enter(off, end, extent, most)
+			m := r.regions.enter(off, end, extent, most, coming)
 			st.grow(&m, off, extent, most)
 			return m
 		}
 	}
-	m := r.regions.enter(off, end, extent, most)
+	m := r.regions.enter(off, end, extent, most, coming)
 	next := max(off&^(m.unit-1)+m.unit, alignUp(end, extent))
 	r.streams[r.oldest] = stream{start: off, mark: next, next: next, window: extent}
 	r.oldest = (r.oldest + 1) % len(r.streams)

@@ -19,13 +19,18 @@ const (
 	whole = 1 << 20
 )
 
-// enter takes note of a read of bytes [off, end) that had to wait, beyond all
-// that was asked for.
-func (r *regions) enter(off, end, extent, most int64) move {
+// enter takes note of a read of bytes [off, end) that had to wait, where no
+// stream was expected. Bytes that are coming, because somebody knew that they
+// would be read, tell nothing of others around them, unless they come because
+// all of the region does.
+func (r *regions) enter(off, end, extent, most int64, coming bool) move {
 	if *r == nil {
 		*r = make(regions)
 	}
 	region := off / most
+	if coming && (*r)[region] < whole {
+		return move{unit: extent, now: end}
+	}
 	(*r)[region]++
 	switch {
 	case r.dense(region-1, extent, most) && r.dense(region-2, extent, most):

@@ -57,3 +57,14 @@ func TestExtensionsImport(t *testing.T) {
 		})
 	}
 }
+
+func FuzzModuleNames(f *testing.F) {
+	f.Add([]byte("\x7fELF\x00pkg.mod\x00GLIBC_2.2.5\x00"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		for _, name := range moduleNames(data) {
+			if len(name) > maxString || strings.ContainsAny(name, "/\x00 ") || !strings.Contains(strings.Trim(name, "."), ".") {
+				t.Errorf("%q is no module of a package", name)
+			}
+		}
+	})
+}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -64,7 +65,7 @@ func waits(i driver.Info) bool { return i.State != driver.Dead && i.Features&dri
 // the record of one that the kernel does not have, which is ErrGone.
 func (e *Exporter) identify(ctx context.Context, number uint32) (record, driver.Info, error) {
 	r, damaged := e.records.get(number)
-	i, err := e.control.Info(ctx, number)
+	i, err := e.info(ctx, number)
 	switch {
 	case errors.Is(err, unix.ENODEV), err == nil && damaged == nil && i.Tag != r.tag:
 		if err := e.strike(record{number: number}); err != nil {
@@ -77,6 +78,26 @@ func (e *Exporter) identify(ctx context.Context, number uint32) (record, driver.
 		return record{}, driver.Info{}, fmt.Errorf("device %q: %w", r.id, err)
 	}
 	return r, i, nil
+}
+
+// dying is how long the kernel may go on making a device for a process that was
+// killed. Its record must not be removed before.
+const dying = time.Second
+
+// info returns what the kernel says of a device: ENODEV only if there is none
+// for a while.
+func (e *Exporter) info(ctx context.Context, number uint32) (driver.Info, error) {
+	for deadline := time.Now().Add(dying); ; {
+		i, err := e.control.Info(ctx, number)
+		if !errors.Is(err, unix.ENODEV) || time.Now().After(deadline) {
+			return i, err
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return i, ctx.Err()
+		}
+	}
 }
 
 // Resume serves the device id by v.

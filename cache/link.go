@@ -71,12 +71,12 @@ func (l *link) landed(now time.Time, n int64) {
 	if d < period {
 		return
 	}
+	weight := 1.0 / 2
 	rate := float64(l.moved) / d.Seconds()
-	if weight := 1.0 / 32; rate < l.rate {
-		l.rate += (rate - l.rate) * weight
-	} else {
-		l.rate += (rate - l.rate) / 2
+	if rate < l.rate {
+		weight = 1.0 / 32
 	}
+	l.rate += (rate - l.rate) * weight
 	l.since, l.moved = now, 0
 }
 

@@ -5,10 +5,9 @@ package cache
 // regions remembers how often reads of a blob had to wait, by parts of it that
 // are as large as the largest request. The first in a region may be the only
 // one, such as that of a header. From the second on requests are four extents,
-// which takes half of the round trips from a program's start. Where they have
-// asked for half of a region, the rest comes too; and who has read two regions
-// in a row like that reads everything, in whatever order, such as tar, and gets
-// the next ones whole.
+// which spares a program's start round trips. Where they have asked for half of
+// a region, the rest comes too; and who has read two regions in a row like that
+// reads everything, in whatever order, such as tar, and gets the next ones whole.
 type regions map[int64]int
 
 const (

@@ -51,7 +51,8 @@ const stuck = 5 * time.Second
 
 // attached reports whether s is a disk. It is none yet where a thread of a dead
 // process is making it and waits for the disk's first commands, with the target
-// locked: nobody can look at that until they are answered.
+// locked: nobody can look at that until they are answered, which ends the look
+// given up here as well.
 func (e *Exporter) attached(s configfs.Backstore) bool {
 	done := make(chan bool, 1)
 	go func() { done <- e.tree.Attached(s) }()

@@ -41,7 +41,8 @@ var floors = []struct {
 	{"image/lsmt", []string{"fetcher", "backend"}},
 	{"image/zfile", []string{"fetcher"}},
 	{"image/tarblob", []string{"fetcher"}},
-	{"image/ext4", []string{"fetcher", "backend"}},
+	{"image/vfs", nil},
+	{"image/ext4", []string{"fetcher", "backend", "image/vfs"}},
 	{"image/loader", []string{"fetcher", "backend", "image/ext4"}},
 	// 2 assembly
 	{"image", []string{"fetcher", "backend", "image/*"}},

@@ -13,26 +13,31 @@ import (
 )
 
 // A Builder makes a sealed layer while the volume is being written. Content,
-// which is written once, goes out at once; what may be written again waits in
-// a scratch file, and comes last. The bytes depend on what was written and the
-// options alone.
+// which is written once, goes out at once, or is somewhere else already; what may
+// be written again waits in a scratch file, and comes last. The bytes depend on
+// what was written and the options alone.
 //
 // Content cannot be read back. Unlike other volumes, a Builder is not safe for
 // concurrent use.
 type Builder struct {
 	lower   *Stack // may be nil
 	size    int64
+	target  bool
 	commit  *commit
 	scratch *os.File // has no name, so that nothing can be left behind
 	tail    int64    // where the next write goes in scratch
 
-	extents extents // of the scratch file, or of the layer where contentTag says so
+	extents extents // of the source that the tags tell
 }
 
 var _ backend.Writer = (*Builder)(nil)
 
-// contentTag marks records of what has gone out.
-const contentTag = 1
+// The tags of a layer being made.
+const (
+	scratchTag = iota // the scratch file
+	contentTag        // the layer: what has gone out
+	mappedTag         // the target
+)
 
 // errContent says that what has gone out cannot be had back.
 var errContent = errors.New("content of a layer that is being made cannot be read")
@@ -43,6 +48,10 @@ type BuilderOptions struct {
 
 	VirtualSize int64  // bytes; 0 takes the size of what lies below
 	TempDir     string // for the scratch file; os.TempDir if empty
+
+	// Target says that the layer is to be opened with a target, in which
+	// content may lie.
+	Target bool
 }
 
 // Build begins a layer over lower, which may be nil, stays the caller's, and
@@ -63,7 +72,8 @@ func Build(w io.Writer, lower *Stack, opts BuilderOptions) (*Builder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("build layer: %w", err)
 	}
-	return &Builder{lower: lower, size: size, commit: c, scratch: f}, nil
+	c.packed = opts.Target
+	return &Builder{lower: lower, size: size, target: opts.Target, commit: c, scratch: f}, nil
 }
 
 // unnamed returns a new file that has no name any more.
@@ -100,10 +110,10 @@ func (b *Builder) ReadAt(ctx context.Context, p []byte, off int64) (int, error) 
 // fill reads the bytes p at off, which s covers.
 func (b *Builder) fill(ctx context.Context, p []byte, off int64, s span) error {
 	switch {
-	case s.kind == spanData && s.tag == contentTag:
+	case s.kind == spanData && s.tag != scratchTag:
 		return errContent
 	case s.kind == spanData:
-		return b.readScratch(ctx, 0, p, s.at)
+		return b.readScratch(ctx, scratchTag, p, s.at)
 	case s.kind == spanHole && b.lower != nil:
 		return b.lower.fill(ctx, p, off)
 	}
@@ -126,7 +136,7 @@ func (b *Builder) WriteAt(_ context.Context, p []byte, off int64) (int, error) {
 	if _, err := b.scratch.WriteAt(p, b.tail); err != nil {
 		return 0, fmt.Errorf("write %d bytes at %d: %w", len(p), off, err)
 	}
-	b.record(off, int64(len(p)), uint64(b.tail)/SectorSize, 0)
+	b.record(off, int64(len(p)), uint64(b.tail)/SectorSize, scratchTag)
 	b.tail += int64(len(p))
 	return len(p), nil
 }
@@ -148,10 +158,30 @@ func (b *Builder) WriteContent(ctx context.Context, p []byte, off int64) (int, e
 	return len(p), nil
 }
 
-// Discard makes whole sectors read as zeros.
+// MapContent makes n bytes from off those from byte offset at of the target: whole
+// sectors that are neither to be read nor, as a rule, to be written again.
+func (b *Builder) MapContent(_ context.Context, off, n, at int64) error {
+	if err := checkRange("map", off, n, b.size); err != nil {
+		return err
+	}
+	switch {
+	case !b.target:
+		return fmt.Errorf("map content: the layer has no target: %w", errors.ErrUnsupported)
+	case at < 0 || at%SectorSize != 0:
+		return fmt.Errorf("map %d bytes from %d of the target: it begins at no sector", n, at)
+	}
+	b.record(off, n, uint64(at)/SectorSize, mappedTag)
+	return nil
+}
+
+// Discard makes whole sectors read as zeros. Of those that do so anyway it
+// notes nothing.
 func (b *Builder) Discard(_ context.Context, off, n int64) error {
 	if err := checkRange("discard", off, n, b.size); err != nil {
 		return err
+	}
+	if !b.shows(off, n) {
+		return nil
 	}
 	for lba, end := uint64(off)/SectorSize, uint64(off+n)/SectorSize; lba < end; {
 		run := min(end-lba, maxSectors)
@@ -159,6 +189,20 @@ func (b *Builder) Discard(_ context.Context, off, n int64) error {
 		lba += run
 	}
 	return nil
+}
+
+// shows reports whether anything but zeros may be read in n bytes from off.
+func (b *Builder) shows(off, n int64) bool {
+	var one [1]span
+	for n > 0 {
+		b.extents.spans(off, n, one[:])
+		s := one[0]
+		if s.kind == spanData || s.kind == spanHole && b.lower != nil && b.lower.index.shows(off, s.n) {
+			return true
+		}
+		off, n = off+s.n, n-s.n
+	}
+	return false
 }
 
 // record maps n bytes at off to the source from sector at on.
@@ -177,13 +221,7 @@ func (b *Builder) Sync(ctx context.Context) error { return ctx.Err() }
 // accepts nothing but Close after it.
 func (b *Builder) Finish(ctx context.Context) error {
 	for _, r := range b.extents.flat() {
-		var err error
-		if r.tag() == contentTag {
-			err = b.commit.emit(r.withTag(0))
-		} else {
-			err = b.commit.copy(ctx, r, b.readScratch)
-		}
-		if err != nil {
+		if err := b.finish(ctx, r); err != nil {
 			return fmt.Errorf("finish layer: %w", err)
 		}
 	}
@@ -191,6 +229,17 @@ func (b *Builder) Finish(ctx context.Context) error {
 		return fmt.Errorf("finish layer: %w", err)
 	}
 	return nil
+}
+
+// finish writes what r stands for, and its record.
+func (b *Builder) finish(ctx context.Context, r record) error {
+	switch r.tag() {
+	case contentTag:
+		return b.commit.emit(r.withTag(fileTag))
+	case mappedTag:
+		return b.commit.emit(r.withTag(targetTag))
+	}
+	return b.commit.copy(ctx, r, b.readScratch)
 }
 
 // Close gives up what is not finished. What lies below stays open.

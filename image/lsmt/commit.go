@@ -72,6 +72,7 @@ type commit struct {
 	header Header
 	index  index
 	sector uint64 // where the next data goes
+	packed bool   // no padding: so the reference writes layers with a target
 	buf    [copySectors * SectorSize]byte
 }
 
@@ -150,7 +151,7 @@ func appendJoined(x index, r record) index {
 }
 
 func (c *commit) finish() error {
-	for len(c.index)%padRecords != 0 {
+	for !c.packed && len(c.index)%padRecords != 0 {
 		c.index = append(c.index, padding)
 	}
 	h := c.header

@@ -55,6 +55,18 @@ func (x index) piece(i int, off, n int64) (piece, int) {
 	return piece{n: min(n, end-off), data: true, tag: r.tag(), at: int64(r.source())*SectorSize + off - start}, i
 }
 
+// shows reports whether any of n bytes from off is data.
+func (x index) shows(off, n int64) bool {
+	for i := x.find(uint64(off) / SectorSize); n > 0; {
+		p, next := x.piece(i, off, n)
+		if p.data {
+			return true
+		}
+		off, n, i = off+p.n, n-p.n, next
+	}
+	return false
+}
+
 // mappings yields the records.
 func (x index) mappings() iter.Seq[Mapping] {
 	return func(yield func(Mapping) bool) {

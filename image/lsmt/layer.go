@@ -15,7 +15,8 @@ import (
 // A Layer is an open sealed layer. It can be merged into a [Stack] or
 // committed; to read it alone, merge it alone.
 type Layer struct {
-	src     fetcher.Blob
+	file    fetcher.Blob // the layer file
+	src     fetcher.Blob // what the index points into: the file, or a joint
 	trailer Header
 	index   index
 }
@@ -38,22 +39,28 @@ func Open(ctx context.Context, src fetcher.Blob) (*Layer, error) {
 
 // load is Open without the second try.
 func load(ctx context.Context, src fetcher.Blob) (*Layer, error) {
-	last := src.Size() - headerSize
-	if last < headerSize {
-		return nil, corrupt(src.Size(), "trailer", "a file of %d bytes has none", src.Size())
-	}
-	trailer, err := readHeader(ctx, src, last, FlagData|FlagSealed, FlagHeader|FlagData|FlagSealed)
+	trailer, err := readTrailer(ctx, src)
 	if err != nil {
 		return nil, fmt.Errorf("read trailer: %w", err)
 	}
-	if err := checkIndexBounds(trailer, last); err != nil {
-		return nil, fmt.Errorf("read trailer: %w", err)
-	}
-	x, err := readIndex(ctx, src, trailer)
+	x, err := readIndex(ctx, src, trailer, oneSource)
 	if err != nil {
 		return nil, fmt.Errorf("read index: %w", err)
 	}
-	return &Layer{src: src, trailer: trailer, index: x}, nil
+	return &Layer{file: src, src: src, trailer: trailer, index: x}, nil
+}
+
+// readTrailer reads the trailer, and checks where it says that the index is.
+func readTrailer(ctx context.Context, src fetcher.Blob) (Header, error) {
+	last := src.Size() - headerSize
+	if last < headerSize {
+		return Header{}, corrupt(src.Size(), "trailer", "a file of %d bytes has none", src.Size())
+	}
+	h, err := readHeader(ctx, src, last, FlagData|FlagSealed, FlagHeader|FlagData|FlagSealed)
+	if err == nil {
+		err = checkIndexBounds(h, last)
+	}
+	return h, err
 }
 
 // readHeader reads the header at byte offset off, of whose flags those in
@@ -92,7 +99,7 @@ func checkIndexBounds(h Header, last int64) error {
 // layers are opened at the same time.
 const indexChunk = 256 << 10
 
-func readIndex(ctx context.Context, src fetcher.Blob, trailer Header) (index, error) {
+func readIndex(ctx context.Context, src fetcher.Blob, trailer Header, sources sources) (index, error) {
 	off := trailer.IndexOffset
 	end := off + trailer.IndexRecords*recordSize
 	buf := make([]byte, min(end-off, indexChunk))
@@ -103,7 +110,7 @@ func readIndex(ctx context.Context, src fetcher.Blob, trailer Header) (index, er
 			return nil, err
 		}
 		var err error
-		if x, err = appendSorted(x, b, off, uint64(trailer.IndexOffset/SectorSize)); err != nil {
+		if x, err = appendSorted(x, b, off, uint64(trailer.IndexOffset/SectorSize), sources); err != nil {
 			return nil, err
 		}
 		off += int64(len(b))
@@ -111,22 +118,33 @@ func readIndex(ctx context.Context, src fetcher.Blob, trailer Header) (index, er
 	return x, nil
 }
 
+// sources says what the tags of a layer's records may be. It returns r as it
+// is to be loaded; limit is the sector of the layer file where its data ends.
+type sources func(r record, limit uint64) (_ record, field, reason string)
+
+// oneSource is how the records of an ordinary layer are read: their tags mean
+// nothing, all data is in the file.
+func oneSource(r record, limit uint64) (_ record, field, reason string) {
+	field, reason = r.check(limit)
+	return r.withTag(0), field, reason
+}
+
 // appendSorted appends the records in b, found at byte offset off of a file
-// whose data ends before sector limit. It drops padding and the tags, which
-// mean nothing in one layer.
-func appendSorted(x index, b []byte, off int64, limit uint64) (index, error) {
+// whose data ends before sector limit. It drops padding.
+func appendSorted(x index, b []byte, off int64, limit uint64, sources sources) (index, error) {
 	for ; len(b) > 0; b, off = b[recordSize:], off+recordSize {
 		r := getRecord(b)
 		if r.isPadding() {
 			continue
 		}
-		if field, reason := r.check(limit); field != "" {
+		r, field, reason := sources(r, limit)
+		if field != "" {
 			return nil, corrupt(off, field, "%s", reason)
 		}
 		if len(x) > 0 && r.lba() < x[len(x)-1].end() {
 			return nil, corrupt(off, "offset", "sector %d is not after the record before it", r.lba())
 		}
-		x = append(x, r.withTag(0))
+		x = append(x, r)
 	}
 	return x, nil
 }
@@ -145,7 +163,7 @@ func readFull(ctx context.Context, src fetcher.Blob, p []byte, off int64) error 
 
 // Header reads the header of the layer's file.
 func (l *Layer) Header(ctx context.Context) (Header, error) {
-	h, err := readHeader(ctx, l.src, 0, FlagHeader|FlagData, FlagHeader|FlagData)
+	h, err := readHeader(ctx, l.file, 0, FlagHeader|FlagData, FlagHeader|FlagData)
 	if err != nil {
 		return Header{}, fmt.Errorf("read header: %w", err)
 	}

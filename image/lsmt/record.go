@@ -98,15 +98,25 @@ func appendRecord(b []byte, r record) []byte {
 // check returns what is wrong with r as a mapping into a file whose data ends
 // before sector limit, and the field that has it; "" when nothing is.
 func (r record) check(limit uint64) (field, reason string) {
+	if field, reason = r.checkLength(); field != "" {
+		return field, reason
+	}
+	switch {
+	case r.source() < firstSector:
+		return "moffset", fmt.Sprintf("sector %d is in the header", r.source())
+	case r.sourceEnd() > limit:
+		return "moffset", fmt.Sprintf("sectors %d+%d are past the data's end at %d", r.source(), r.sectors(), limit)
+	}
+	return "", ""
+}
+
+// checkLength is check, whatever r points to.
+func (r record) checkLength() (field, reason string) {
 	switch {
 	case r.sectors() == 0:
 		return "length", "zero"
 	case r.end() > 1<<lbaBits:
 		return "length", fmt.Sprintf("sectors %d+%d leave the volume", r.lba(), r.sectors())
-	case r.source() < firstSector:
-		return "moffset", fmt.Sprintf("sector %d is in the header", r.source())
-	case r.sourceEnd() > limit:
-		return "moffset", fmt.Sprintf("sectors %d+%d are past the data's end at %d", r.source(), r.sectors(), limit)
 	}
 	return "", ""
 }

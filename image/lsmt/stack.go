@@ -90,16 +90,25 @@ func clampRead(n int, off, size int64) (int, error) {
 // fill reads the bytes from off into p, past the volume's size too: a layer
 // above may be larger.
 func (s *Stack) fill(ctx context.Context, p []byte, off int64) error {
-	for i := s.index.find(uint64(off) / SectorSize); len(p) > 0; {
-		r, next := s.index.piece(i, off, int64(len(p)))
+	if tag, err := s.index.read(ctx, s.sources, p, off); err != nil {
+		return fmt.Errorf("read data of layer %d from the top: %w", tag, err)
+	}
+	return nil
+}
+
+// read reads the bytes of the volume from off into p; sources are by tag. With
+// an error it returns the tag of the source that failed.
+func (x index) read(ctx context.Context, sources []fetcher.Blob, p []byte, off int64) (tag uint8, err error) {
+	for i := x.find(uint64(off) / SectorSize); len(p) > 0; {
+		r, next := x.piece(i, off, int64(len(p)))
 		if r.data {
-			if err := readFull(ctx, s.sources[r.tag], p[:r.n], r.at); err != nil {
-				return fmt.Errorf("read data of layer %d from the top: %w", r.tag, err)
+			if err := readFull(ctx, sources[r.tag], p[:r.n], r.at); err != nil {
+				return r.tag, err
 			}
 		} else {
 			clear(p[:r.n])
 		}
 		p, off, i = p[r.n:], off+r.n, next
 	}
-	return nil
+	return 0, nil
 }

@@ -43,7 +43,7 @@ var floors = []struct {
 	{"image/tarblob", []string{"fetcher"}},
 	{"image/vfs", nil},
 	{"image/ext4", []string{"fetcher", "backend", "image/vfs"}},
-	{"image/loader", []string{"fetcher", "backend", "image/ext4"}},
+	{"image/loader", []string{"fetcher", "backend", "image/ext4", "image/vfs"}},
 	// 2 assembly
 	{"image", []string{"fetcher", "backend", "image/*"}},
 	{"image/build", []string{"fetcher", "fetcher/file", "backend", "image", "image/*"}},

@@ -14,7 +14,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/overlaybd-go/overlaybd/image/ext4"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // ErrUnsafe reports a layer that asks for what no layer may do.
@@ -23,7 +23,7 @@ var ErrUnsafe = errors.New("unsafe layer")
 // Apply unpacks a layer's tar over what fsys holds, as containerd unpacks it
 // over a directory: whiteouts delete, a directory over a directory takes its
 // attributes, anything else replaces what is there. It does not sync fsys.
-func Apply(ctx context.Context, fsys *ext4.FS, layer io.Reader) error {
+func Apply(ctx context.Context, fsys vfs.FileSystem, layer io.Reader) error {
 	a := &applier{ctx: ctx, tree: tree{fs: fsys, made: newMade()}, buf: make([]byte, copySize)}
 	r := tar.NewReader(layer)
 	for n := 0; ; n++ {
@@ -77,7 +77,7 @@ func (a *applier) entry(h *tar.Header, content io.Reader) error {
 }
 
 // whiteout deletes name, if it is there.
-func (a *applier) whiteout(dir ext4.Ino, name string) error {
+func (a *applier) whiteout(dir vfs.Ino, name string) error {
 	if name == "" || name == "." || name == ".." {
 		return fmt.Errorf("%w: a whiteout of no name", ErrUnsafe)
 	}
@@ -87,7 +87,7 @@ func (a *applier) whiteout(dir ext4.Ino, name string) error {
 // hide deletes what the layers below have in dir. That is done once: parents
 // that no entry names are not remembered, so doing it again would take them for
 // the layers' below, and all in them.
-func (a *applier) hide(dir ext4.Ino) error {
+func (a *applier) hide(dir vfs.Ino) error {
 	if a.tree.made.opaque.has(dir) {
 		return nil
 	}
@@ -96,7 +96,7 @@ func (a *applier) hide(dir ext4.Ino) error {
 }
 
 // clear deletes what lies in dir and was not made by this layer.
-func (a *applier) clear(dir ext4.Ino, depth int) error {
+func (a *applier) clear(dir vfs.Ino, depth int) error {
 	if depth > maxDepth {
 		return fmt.Errorf("%w: directories deeper than %d", ErrUnsafe, maxDepth)
 	}
@@ -111,7 +111,7 @@ func (a *applier) clear(dir ext4.Ino, depth int) error {
 	return nil
 }
 
-func (a *applier) clearEntry(dir ext4.Ino, e ext4.DirEntry, depth int) error {
+func (a *applier) clearEntry(dir vfs.Ino, e vfs.DirEntry, depth int) error {
 	if !a.tree.made.has(dir, e) {
 		return a.tree.removeAll(a.ctx, dir, e.Name)
 	}
@@ -123,7 +123,7 @@ func (a *applier) clearEntry(dir ext4.Ino, e ext4.DirEntry, depth int) error {
 }
 
 // put makes the file of h under name.
-func (a *applier) put(dir ext4.Ino, name string, h *tar.Header, content io.Reader) error {
+func (a *applier) put(dir vfs.Ino, name string, h *tar.Header, content io.Reader) error {
 	attr, err := attributes(h)
 	if err != nil {
 		return err
@@ -134,7 +134,7 @@ func (a *applier) put(dir ext4.Ino, name string, h *tar.Header, content io.Reade
 	if err := a.tree.removeAll(a.ctx, dir, name); err != nil {
 		return err
 	}
-	var ino ext4.Ino
+	var ino vfs.Ino
 	switch h.Typeflag {
 	case tar.TypeLink:
 		return a.link(dir, name, attr, h)
@@ -156,7 +156,7 @@ func (a *applier) put(dir ext4.Ino, name string, h *tar.Header, content io.Reade
 }
 
 // directory makes a directory, or gives the one that is there its attributes.
-func (a *applier) directory(dir ext4.Ino, name string, attr ext4.Attr, h *tar.Header) error {
+func (a *applier) directory(dir vfs.Ino, name string, attr vfs.Attr, h *tar.Header) error {
 	ino, err := a.tree.fs.Lookup(a.ctx, dir, name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -184,7 +184,7 @@ func (a *applier) directory(dir ext4.Ino, name string, attr ext4.Attr, h *tar.He
 
 // link makes a hard link. As tar has it, the link's header says again what the
 // attributes are.
-func (a *applier) link(dir ext4.Ino, name string, attr ext4.Attr, h *tar.Header) error {
+func (a *applier) link(dir vfs.Ino, name string, attr vfs.Attr, h *tar.Header) error {
 	target, err := a.tree.find(a.ctx, h.Linkname)
 	if err != nil {
 		return fmt.Errorf("hard link to %.200q: %w", h.Linkname, err)
@@ -210,12 +210,12 @@ func (a *applier) link(dir ext4.Ino, name string, attr ext4.Attr, h *tar.Header)
 }
 
 // attributes returns the attributes that h states.
-func attributes(h *tar.Header) (ext4.Attr, error) {
+func attributes(h *tar.Header) (vfs.Attr, error) {
 	kind, ok := kinds[h.Typeflag]
 	if !ok {
-		return ext4.Attr{}, fmt.Errorf("tar entry of type %q: %w", h.Typeflag, errors.ErrUnsupported)
+		return vfs.Attr{}, fmt.Errorf("tar entry of type %q: %w", h.Typeflag, errors.ErrUnsupported)
 	}
-	a := ext4.Attr{Mode: kind | uint32(h.Mode)&0o7777, UID: uint32(h.Uid), GID: uint32(h.Gid)}
+	a := vfs.Attr{Mode: kind | uint32(h.Mode)&0o7777, UID: uint32(h.Uid), GID: uint32(h.Gid)}
 	if kind == syscall.S_IFLNK {
 		a.Mode = kind | 0o777 // the kernel knows no other
 	}

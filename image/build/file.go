@@ -11,7 +11,7 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/overlaybd-go/overlaybd/image/ext4"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 const (
@@ -23,7 +23,7 @@ var zeros [blockSize]byte
 
 // write makes content that of the new file ino. Blocks of zeros become holes:
 // that keeps those of sparse files, and reads the same for all others.
-func (a *applier) write(ino ext4.Ino, content io.Reader, size int64) (err error) {
+func (a *applier) write(ino vfs.Ino, content io.Reader, size int64) (err error) {
 	if size == 0 {
 		return nil
 	}
@@ -53,7 +53,7 @@ func (a *applier) write(ino ext4.Ino, content io.Reader, size int64) (err error)
 }
 
 // writeSparse writes p, whole blocks of zeros as holes.
-func writeSparse(w *ext4.FileWriter, p []byte) error {
+func writeSparse(w vfs.FileWriter, p []byte) error {
 	for len(p) > 0 {
 		n, zero := run(p)
 		if zero {
@@ -93,7 +93,7 @@ const capability = "security.capability"
 // setXattrs adds the extended attributes of h to those of the file ino, of the
 // given mode. As containerd does, it leaves out those that the kernel would not
 // store on such a file, and trusted ones: no image shall speak to overlayfs.
-func (a *applier) setXattrs(ino ext4.Ino, mode uint32, h *tar.Header) error {
+func (a *applier) setXattrs(ino vfs.Ino, mode uint32, h *tar.Header) error {
 	all, err := a.tree.fs.Xattrs(a.ctx, ino)
 	if err != nil {
 		return err

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 
-	"github.com/overlaybd-go/overlaybd/image/ext4"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // maxLinks bounds how many hard links to files of lower layers a layer may
@@ -34,7 +34,7 @@ type made struct {
 
 // A place is a name in a directory; names are remembered by their hash.
 type place struct {
-	dir  ext4.Ino
+	dir  vfs.Ino
 	name uint64
 }
 
@@ -42,25 +42,25 @@ func newMade() made {
 	return made{links: make(map[place]struct{}), seed: maphash.MakeSeed()}
 }
 
-func (m *made) place(dir ext4.Ino, name string) place {
+func (m *made) place(dir vfs.Ino, name string) place {
 	return place{dir, maphash.String(m.seed, name)}
 }
 
 // add notes a new file with a name that an entry gave it.
-func (m *made) add(ino ext4.Ino) {
+func (m *made) add(ino vfs.Ino) {
 	m.files.add(ino)
 	m.opaque.remove(ino)
 }
 
 // addImplicit notes a new directory with a name that led to another file.
-func (m *made) addImplicit(dir ext4.Ino, name string, ino ext4.Ino) {
+func (m *made) addImplicit(dir vfs.Ino, name string, ino vfs.Ino) {
 	m.files.remove(ino)
 	m.opaque.remove(ino)
 	delete(m.links, m.place(dir, name))
 }
 
 // addLink notes a hard link to ino.
-func (m *made) addLink(dir ext4.Ino, name string, ino ext4.Ino) error {
+func (m *made) addLink(dir vfs.Ino, name string, ino vfs.Ino) error {
 	if m.files.has(ino) {
 		return nil
 	}
@@ -72,7 +72,7 @@ func (m *made) addLink(dir ext4.Ino, name string, ino ext4.Ino) error {
 }
 
 // has reports whether the layer named e in dir.
-func (m *made) has(dir ext4.Ino, e ext4.DirEntry) bool {
+func (m *made) has(dir vfs.Ino, e vfs.DirEntry) bool {
 	if m.files.has(e.Ino) {
 		return true
 	}
@@ -84,7 +84,7 @@ func (m *made) has(dir ext4.Ino, e ext4.DirEntry) bool {
 // from the lowest.
 type inoSet []uint64
 
-func (s *inoSet) add(ino ext4.Ino) {
+func (s *inoSet) add(ino vfs.Ino) {
 	word := int(ino / 64)
 	if word >= len(*s) {
 		*s = append(*s, make([]uint64, word+1-len(*s))...)
@@ -92,13 +92,13 @@ func (s *inoSet) add(ino ext4.Ino) {
 	(*s)[word] |= 1 << (ino % 64)
 }
 
-func (s inoSet) remove(ino ext4.Ino) {
+func (s inoSet) remove(ino vfs.Ino) {
 	if s.has(ino) {
 		s[ino/64] &^= 1 << (ino % 64)
 	}
 }
 
-func (s inoSet) has(ino ext4.Ino) bool {
+func (s inoSet) has(ino vfs.Ino) bool {
 	word := int(ino / 64)
 	return word < len(s) && s[word]&(1<<(ino%64)) != 0
 }

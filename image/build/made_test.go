@@ -6,7 +6,7 @@ import (
 	"errors"
 	"testing"
 
-	"github.com/overlaybd-go/overlaybd/image/ext4"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // TestTooManyLinks: names of files of lower layers take memory, so that there
@@ -15,7 +15,7 @@ func TestTooManyLinks(t *testing.T) {
 	m := newMade()
 	m.files.add(12)
 	name := make([]byte, 3)
-	link := func(i int, ino ext4.Ino) error {
+	link := func(i int, ino vfs.Ino) error {
 		name[0], name[1], name[2] = byte(i), byte(i>>8), byte(i>>16)
 		return m.addLink(2, string(name), ino)
 	}
@@ -34,7 +34,7 @@ func TestTooManyLinks(t *testing.T) {
 
 func TestInoSet(t *testing.T) {
 	var s inoSet
-	for _, ino := range []ext4.Ino{0, 63, 64, 1000} {
+	for _, ino := range []vfs.Ino{0, 63, 64, 1000} {
 		if s.has(ino) {
 			t.Errorf("%d is in the empty set", ino)
 		}
@@ -44,7 +44,7 @@ func TestInoSet(t *testing.T) {
 	s.remove(65)
 	s.remove(66)
 	s.remove(5000)
-	for ino := range ext4.Ino(2000) {
+	for ino := range vfs.Ino(2000) {
 		want := ino == 0 || ino == 63 || ino == 64 || ino == 1000
 		if s.has(ino) != want {
 			t.Errorf("%d is in the set: %t", ino, !want)

@@ -26,6 +26,7 @@ import (
 	"github.com/overlaybd-go/overlaybd/backend/backendtest"
 	"github.com/overlaybd-go/overlaybd/image/build"
 	"github.com/overlaybd-go/overlaybd/image/ext4"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 	"github.com/overlaybd-go/overlaybd/tests/e2e"
 	"github.com/overlaybd-go/overlaybd/tests/need"
 )
@@ -143,9 +144,9 @@ type fsTree map[string]e2e.Node
 
 func (f fsTree) tree() e2e.Tree { return e2e.Tree(f) }
 
-func (f fsTree) read(t *testing.T, fsys *ext4.FS, dir string, ino ext4.Ino) {
+func (f fsTree) read(t *testing.T, fsys *ext4.FS, dir string, ino vfs.Ino) {
 	t.Helper()
-	inodes := make(map[ext4.Ino][]string)
+	inodes := make(map[vfs.Ino][]string)
 	f.walk(t, fsys, dir, ino, inodes)
 	for ino, paths := range inodes {
 		n, err := fsys.Stat(t.Context(), ino)
@@ -167,7 +168,7 @@ func (f fsTree) read(t *testing.T, fsys *ext4.FS, dir string, ino ext4.Ino) {
 	}
 }
 
-func (f fsTree) walk(t *testing.T, fsys *ext4.FS, name string, ino ext4.Ino, inodes map[ext4.Ino][]string) {
+func (f fsTree) walk(t *testing.T, fsys *ext4.FS, name string, ino vfs.Ino, inodes map[vfs.Ino][]string) {
 	t.Helper()
 	node, err := readNode(t.Context(), fsys, ino)
 	if err != nil {
@@ -186,7 +187,7 @@ func (f fsTree) walk(t *testing.T, fsys *ext4.FS, name string, ino ext4.Ino, ino
 	}
 }
 
-func readNode(ctx context.Context, fsys *ext4.FS, ino ext4.Ino) (node e2e.Node, err error) {
+func readNode(ctx context.Context, fsys *ext4.FS, ino vfs.Ino) (node e2e.Node, err error) {
 	n, err := fsys.Stat(ctx, ino)
 	if err != nil {
 		return node, err

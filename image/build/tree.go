@@ -12,7 +12,7 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/overlaybd-go/overlaybd/image/ext4"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // Bounds of what a file system may make us do.
@@ -27,14 +27,14 @@ const (
 // Symbolic links on the way are followed inside of it: ".." at the root, and an
 // absolute target, lead to the root.
 type tree struct {
-	fs    *ext4.FS
+	fs    vfs.FileSystem
 	made  made
-	known map[string]ext4.Ino // directories by the path they were asked for
+	known map[string]vfs.Ino // directories by the path they were asked for
 }
 
 // mkdirAll returns the directory dir, which it makes if it is missing, with its
 // parents. What it makes is root's and has no time.
-func (t *tree) mkdirAll(ctx context.Context, dir string) (ext4.Ino, error) {
+func (t *tree) mkdirAll(ctx context.Context, dir string) (vfs.Ino, error) {
 	if ino, ok := t.known[dir]; ok {
 		return ino, nil
 	}
@@ -46,14 +46,14 @@ func (t *tree) mkdirAll(ctx context.Context, dir string) (ext4.Ino, error) {
 		return ino, nil
 	}
 	if len(t.known) >= maxKnown || t.known == nil {
-		t.known = make(map[string]ext4.Ino)
+		t.known = make(map[string]vfs.Ino)
 	}
 	t.known[strings.Clone(dir)] = ino // the header's other strings are let go
 	return ino, nil
 }
 
 // find returns the file at name, which may be a symbolic link itself.
-func (t *tree) find(ctx context.Context, name string) (ext4.Ino, error) {
+func (t *tree) find(ctx context.Context, name string) (vfs.Ino, error) {
 	dir, base := path.Split(path.Clean("/" + name))
 	if base == "" {
 		return 0, syscall.EISDIR
@@ -66,8 +66,8 @@ func (t *tree) find(ctx context.Context, name string) (ext4.Ino, error) {
 }
 
 // walk follows the path of a directory from the root.
-func (t *tree) walk(ctx context.Context, dir string, create bool) (ext4.Ino, error) {
-	w := walker{tree: t, ctx: ctx, create: create, at: []ext4.Ino{ext4.RootIno}}
+func (t *tree) walk(ctx context.Context, dir string, create bool) (vfs.Ino, error) {
+	w := walker{tree: t, ctx: ctx, create: create, at: []vfs.Ino{t.fs.Root()}}
 	w.push(dir)
 	for len(w.todo) > 0 {
 		name := w.todo[len(w.todo)-1]
@@ -81,11 +81,11 @@ func (t *tree) walk(ctx context.Context, dir string, create bool) (ext4.Ino, err
 
 // make makes what is missing. That is left to the end: a path may lead back
 // out of a missing directory, which it then is no reason to make.
-func (w *walker) make() (dir ext4.Ino, err error) {
+func (w *walker) make() (dir vfs.Ino, err error) {
 	dir = w.at[len(w.at)-1]
 	for _, name := range w.beyond {
 		parent := dir
-		if dir, err = w.fs.Create(w.ctx, parent, name, ext4.Attr{Mode: syscall.S_IFDIR | 0o755}); err != nil {
+		if dir, err = w.fs.Create(w.ctx, parent, name, vfs.Attr{Mode: syscall.S_IFDIR | 0o755}); err != nil {
 			return 0, err
 		}
 		w.made.addImplicit(parent, name, dir)
@@ -98,10 +98,10 @@ type walker struct {
 	*tree
 	ctx    context.Context // of the walk
 	create bool
-	at     []ext4.Ino // the directories from the root to where it is
-	beyond []string   // the names from there on, of directories that are missing
-	todo   []string   // names still to go, the next one last
-	links  int        // followed so far
+	at     []vfs.Ino // the directories from the root to where it is
+	beyond []string  // the names from there on, of directories that are missing
+	todo   []string  // names still to go, the next one last
+	links  int       // followed so far
 }
 
 // push makes name what is to be followed next.
@@ -147,7 +147,7 @@ func (w *walker) back() {
 }
 
 // enter goes to the directory ino, or where the symbolic link ino says.
-func (w *walker) enter(ino ext4.Ino) error {
+func (w *walker) enter(ino vfs.Ino) error {
 	n, err := w.fs.Stat(w.ctx, ino)
 	if err != nil {
 		return err
@@ -162,7 +162,7 @@ func (w *walker) enter(ino ext4.Ino) error {
 	return syscall.ENOTDIR
 }
 
-func (w *walker) follow(link ext4.Ino) error {
+func (w *walker) follow(link vfs.Ino) error {
 	if w.links++; w.links > maxSymlinks {
 		return syscall.ELOOP
 	}
@@ -178,20 +178,20 @@ func (w *walker) follow(link ext4.Ino) error {
 }
 
 // isDir reports whether e is a directory.
-func (t *tree) isDir(ctx context.Context, e ext4.DirEntry) (bool, error) {
-	if e.Type != ext4.TypeUnknown {
-		return e.Type == ext4.TypeDirectory, nil
+func (t *tree) isDir(ctx context.Context, e vfs.DirEntry) (bool, error) {
+	if e.Type != vfs.TypeUnknown {
+		return e.Type == vfs.TypeDirectory, nil
 	}
 	n, err := t.fs.Stat(ctx, e.Ino)
 	return n.Mode&syscall.S_IFMT == syscall.S_IFDIR, err
 }
 
 // removeAll deletes name in dir and all below it. Nothing there is no error.
-func (t *tree) removeAll(ctx context.Context, dir ext4.Ino, name string) error {
+func (t *tree) removeAll(ctx context.Context, dir vfs.Ino, name string) error {
 	return t.remove(ctx, dir, name, 0)
 }
 
-func (t *tree) remove(ctx context.Context, dir ext4.Ino, name string, depth int) error {
+func (t *tree) remove(ctx context.Context, dir vfs.Ino, name string, depth int) error {
 	err := t.fs.Remove(ctx, dir, name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

@@ -5,11 +5,13 @@ package ext4
 import (
 	"syscall"
 	"time"
+
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // attr returns the attributes of n.
-func (n inode) attr() Attr {
-	a := Attr{
+func (n inode) attr() vfs.Attr {
+	a := vfs.Attr{
 		Mode:  n.mode(),
 		UID:   uint32(n.u16(inUID)) | uint32(n.u16(inUIDHi))<<16,
 		GID:   uint32(n.u16(inGID)) | uint32(n.u16(inGIDHi))<<16,
@@ -24,7 +26,7 @@ func (n inode) attr() Attr {
 }
 
 // putAttr stores a, except for device numbers.
-func (n inode) putAttr(a Attr) {
+func (n inode) putAttr(a vfs.Attr) {
 	n.put16(inMode, uint16(a.Mode))
 	n.put16(inUID, uint16(a.UID))
 	n.put16(inUIDHi, uint16(a.UID>>16))

@@ -9,13 +9,15 @@ import (
 	"io/fs"
 	"iter"
 	"syscall"
+
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // maxDirSize bounds a directory (2 GiB, as without the large_dir feature).
 const maxDirSize = 1<<31 - 1
 
 // dir returns the inode no, which must be a directory.
-func (f *FS) dir(ctx context.Context, no Ino) (inode, error) {
+func (f *FS) dir(ctx context.Context, no vfs.Ino) (inode, error) {
 	n, err := f.inode(ctx, no)
 	if err != nil {
 		return inode{}, err
@@ -113,16 +115,16 @@ func (f *FS) findIn(n inode, b *block, name string) (slot, error) {
 
 // checkEntry checks that d leads to an inode that files may have.
 func (f *FS) checkEntry(n inode, b *block, d dirent) error {
-	if ino := d.ino(); ino != RootIno && ino < f.sb.firstIno || uint32(ino) > f.sb.inodes {
+	if ino := d.ino(); ino != RootIno && ino < f.sb.firstIno || ino > vfs.Ino(f.sb.inodes) {
 		return f.dirCorrupt(n, b, fmt.Errorf("%w: %q is inode %d", errEntry, d.name(), ino))
 	}
 	return nil
 }
 
 // insert adds a name that is not there yet to the directory n.
-func (f *FS) insert(ctx context.Context, n inode, name string, ino Ino, t FileType) error {
+func (f *FS) insert(ctx context.Context, n inode, name string, ino vfs.Ino, t vfs.Type) error {
 	if !f.sb.hasFiletype() {
-		t = TypeUnknown
+		t = vfs.TypeUnknown
 	}
 	if n.has(flagIndex) {
 		return f.insertIndexed(ctx, n, name, ino, t)
@@ -152,7 +154,7 @@ func (f *FS) insert(ctx context.Context, n inode, name string, ino Ino, t FileTy
 }
 
 // insertIn adds a name to the block b of the directory n if there is room.
-func (f *FS) insertIn(n inode, b *block, name string, ino Ino, t FileType) (bool, error) {
+func (f *FS) insertIn(n inode, b *block, name string, ino vfs.Ino, t vfs.Type) (bool, error) {
 	ok, err := insertName(b.data, name, ino, t)
 	if err != nil {
 		return false, f.dirCorrupt(n, b, err)
@@ -195,12 +197,12 @@ func (f *FS) blockEntries(n inode, b *block) iter.Seq2[dirent, error] {
 // ReadDir yields the entries of the directory dir without "." and "..", in
 // the order they are stored in. It ends with the first error. Meanwhile names
 // may be removed, but not added: it holds one block of the directory.
-func (f *FS) ReadDir(ctx context.Context, dir Ino) iter.Seq2[DirEntry, error] {
-	return func(yield func(DirEntry, error) bool) {
+func (f *FS) ReadDir(ctx context.Context, dir vfs.Ino) iter.Seq2[vfs.DirEntry, error] {
+	return func(yield func(vfs.DirEntry, error) bool) {
 		for i := uint64(0); ; i++ {
 			entries, more, err := f.readDirBlock(ctx, dir, i)
 			if err != nil {
-				yield(DirEntry{}, fmt.Errorf("read directory: %w", err))
+				yield(vfs.DirEntry{}, fmt.Errorf("read directory: %w", err))
 				return
 			}
 			for _, e := range entries {
@@ -217,7 +219,7 @@ func (f *FS) ReadDir(ctx context.Context, dir Ino) iter.Seq2[DirEntry, error] {
 
 // readDirBlock returns the entries of block i of dir, and whether there is
 // another block.
-func (f *FS) readDirBlock(ctx context.Context, dir Ino, i uint64) (entries []DirEntry, more bool, err error) {
+func (f *FS) readDirBlock(ctx context.Context, dir vfs.Ino, i uint64) (entries []vfs.DirEntry, more bool, err error) {
 	if err := f.begin(ctx); err != nil {
 		return nil, false, err
 	}
@@ -234,15 +236,15 @@ func (f *FS) readDirBlock(ctx context.Context, dir Ino, i uint64) (entries []Dir
 			return nil, false, err
 		}
 		if !d.isDots() {
-			entries = append(entries, DirEntry{string(d.name()), d.ino(), f.entryType(d)})
+			entries = append(entries, vfs.DirEntry{Name: string(d.name()), Ino: d.ino(), Type: f.entryType(d)})
 		}
 	}
 	return entries, i+1 < f.dirBlocks(n), nil
 }
 
-func (f *FS) entryType(d dirent) FileType {
-	if !f.sb.hasFiletype() || d.kind() > TypeSymlink {
-		return TypeUnknown
+func (f *FS) entryType(d dirent) vfs.Type {
+	if !f.sb.hasFiletype() || d.kind() > vfs.TypeSymlink {
+		return vfs.TypeUnknown
 	}
 	return d.kind()
 }
@@ -264,21 +266,21 @@ func (f *FS) isEmpty(ctx context.Context, n inode) (bool, error) {
 }
 
 // initDir gives the new directory n its first block.
-func (f *FS) initDir(ctx context.Context, n inode, parent Ino) error {
+func (f *FS) initDir(ctx context.Context, n inode, parent vfs.Ino) error {
 	b, _, err := f.appendDirBlock(ctx, n)
 	if err != nil {
 		return err
 	}
-	t := TypeDirectory
+	t := vfs.TypeDirectory
 	if !f.sb.hasFiletype() {
-		t = TypeUnknown
+		t = vfs.TypeUnknown
 	}
 	putDots(b.data, n.no, parent, t)
 	return nil
 }
 
 // putDots makes b a block of a directory with "." and "..".
-func putDots(b []byte, self, parent Ino, t FileType) {
+func putDots(b []byte, self, parent vfs.Ino, t vfs.Type) {
 	dirent(b[:direntSize(1)]).put(".", self, t)
 	dirent(b[direntSize(1):]).put("..", parent, t)
 }

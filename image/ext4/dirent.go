@@ -5,6 +5,8 @@ package ext4
 import (
 	"errors"
 	"fmt"
+
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // A directory entry, at multiples of 4 in a block of a directory. Entries
@@ -20,9 +22,9 @@ const (
 // its name.
 type dirent []byte
 
-func (d dirent) ino() Ino       { return Ino(le.Uint32(d)) }
+func (d dirent) ino() vfs.Ino   { return vfs.Ino(le.Uint32(d)) }
 func (d dirent) name() []byte   { return d[direntHead:][:d[6]] }
-func (d dirent) kind() FileType { return FileType(d[7]) }
+func (d dirent) kind() vfs.Type { return vfs.Type(d[7]) }
 func (d dirent) isDots() bool {
 	return d[6] == 1 && d[8] == '.' || d[6] == 2 && d[8] == '.' && d[9] == '.'
 }
@@ -38,7 +40,7 @@ func (d dirent) used() int {
 func direntSize(name int) int { return (direntHead + name + 3) &^ 3 }
 
 // put fills d with a name.
-func (d dirent) put(name string, ino Ino, t FileType) {
+func (d dirent) put(name string, ino vfs.Ino, t vfs.Type) {
 	le.PutUint32(d, uint32(ino))
 	le.PutUint16(d[4:], uint16(len(d)))
 	d[6], d[7] = byte(len(name)), byte(t)
@@ -83,7 +85,7 @@ func findName(b []byte, name string) (off, before int, err error) {
 }
 
 // insertName adds a name to b if there is room.
-func insertName(b []byte, name string, ino Ino, t FileType) (bool, error) {
+func insertName(b []byte, name string, ino vfs.Ino, t vfs.Type) (bool, error) {
 	need := direntSize(len(name))
 	for off := 0; off < len(b); {
 		d, err := direntAt(b, off)

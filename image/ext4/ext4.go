@@ -7,7 +7,7 @@
 // metadata when an operation needs it, so that a layer can be applied to
 // parents whose blocks are fetched on demand, keeps what it changed in a
 // bounded cache, and has written all of it only when [FS.Sync] returns. File
-// content goes straight to the device, which may be a [ContentWriter].
+// content goes straight to the device, which may be a [vfs.ContentWriter].
 //
 // What is written is a pure function of the calls made: there are no clocks
 // and no randomness, and space is handed out in the order of the calls, after
@@ -30,57 +30,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
-// An Ino is the number of an inode, counted from 1.
-type Ino uint32
-
-// RootIno is the root directory.
-const RootIno Ino = 2
-
-// An Attr holds the attributes of a file that SetAttr can change, and its
-// type. A zero time.Time stands for the epoch.
-type Attr struct {
-	Mode         uint32 // S_IFMT and permission bits of Unix
-	UID, GID     uint32
-	Major, Minor uint32 // of device nodes
-	Atime        time.Time
-	Mtime        time.Time
-	Ctime        time.Time
-}
-
-// An Inode describes a file.
-type Inode struct {
-	Ino Ino
-	Attr
-	Links uint32
-	Size  int64 // bytes; of a symbolic link, the length of its target
-}
-
-// A DirEntry is a name in a directory.
-type DirEntry struct {
-	Name string
-	Ino  Ino
-	Type FileType
-}
-
-// A FileType is the type of a file as a directory entry has it.
-type FileType uint8
-
-// The types of files. The values are durable.
-const (
-	TypeUnknown FileType = iota // the file system does not keep types in directories
-	TypeRegular
-	TypeDirectory
-	TypeCharDevice
-	TypeBlockDevice
-	TypeFIFO
-	TypeSocket
-	TypeSymlink
-)
+// RootIno is the root directory. Inode numbers have 32 bits.
+const RootIno vfs.Ino = 2
 
 // ErrCorrupt reports that a file system is damaged. The error behind it is a
 // [*CorruptError].
@@ -109,10 +65,7 @@ func corrupt(structure string, off int64, field, format string, args ...any) err
 	return &CorruptError{Structure: structure, Off: off, Field: field, Reason: fmt.Sprintf(format, args...)}
 }
 
-// An FS is an open file system. It is not safe for concurrent use. After an
-// operation failed with an error of the device or a [CorruptError], the file
-// system may be half edited: throw the layer away. A full one
-// (syscall.ENOSPC) stays sound.
+// An FS is an open file system.
 type FS struct {
 	dev    backend.Writer
 	sb     superblock
@@ -125,6 +78,8 @@ type FS struct {
 	meta    run    // blocks set aside for directories, extent nodes and attributes
 	inoHint uint32 // no inode is free in groups before this
 }
+
+var _ vfs.FileSystem = (*FS)(nil)
 
 // Open opens the file system on dev, which stays the caller's.
 func Open(ctx context.Context, dev backend.Writer) (*FS, error) {
@@ -141,6 +96,9 @@ func Open(ctx context.Context, dev backend.Writer) (*FS, error) {
 	}
 	return f, nil
 }
+
+// Root returns the root directory.
+func (f *FS) Root() vfs.Ino { return RootIno }
 
 // Size returns the size of the volume in bytes.
 func (f *FS) Size() int64 { return f.sb.off(f.sb.blocks) }

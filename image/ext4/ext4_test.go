@@ -19,6 +19,7 @@ import (
 	"github.com/overlaybd-go/overlaybd/backend"
 	"github.com/overlaybd-go/overlaybd/backend/backendtest"
 	"github.com/overlaybd-go/overlaybd/image/ext4"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 	"github.com/overlaybd-go/overlaybd/tests/need"
 )
 
@@ -110,9 +111,9 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-func attr(mode uint32) ext4.Attr {
+func attr(mode uint32) vfs.Attr {
 	at := time.Unix(1_700_000_000, 123_456_789).UTC()
-	return ext4.Attr{Mode: mode, Atime: at, Mtime: at.Add(time.Second), Ctime: at.Add(2 * time.Second)}
+	return vfs.Attr{Mode: mode, Atime: at, Mtime: at.Add(time.Second), Ctime: at.Add(2 * time.Second)}
 }
 
 // pattern returns n bytes that differ from place to place.
@@ -124,7 +125,7 @@ func pattern(seed, n int) []byte {
 	return p
 }
 
-func writeFile(t testing.TB, f *ext4.FS, dir ext4.Ino, name string, data []byte) ext4.Ino {
+func writeFile(t testing.TB, f *ext4.FS, dir vfs.Ino, name string, data []byte) vfs.Ino {
 	t.Helper()
 	ino, err := f.Create(t.Context(), dir, name, attr(syscall.S_IFREG|0o644))
 	if err != nil {
@@ -134,7 +135,7 @@ func writeFile(t testing.TB, f *ext4.FS, dir ext4.Ino, name string, data []byte)
 	return ino
 }
 
-func setContent(t testing.TB, f *ext4.FS, ino ext4.Ino, data []byte) {
+func setContent(t testing.TB, f *ext4.FS, ino vfs.Ino, data []byte) {
 	t.Helper()
 	w, err := f.Writer(t.Context(), ino, int64(len(data)))
 	if err != nil {
@@ -148,7 +149,7 @@ func setContent(t testing.TB, f *ext4.FS, ino ext4.Ino, data []byte) {
 	}
 }
 
-func readFile(t testing.TB, f *ext4.FS, ino ext4.Ino) []byte {
+func readFile(t testing.TB, f *ext4.FS, ino vfs.Ino) []byte {
 	t.Helper()
 	st, err := f.Stat(t.Context(), ino)
 	if err != nil {

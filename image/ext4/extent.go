@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"sort"
+
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // The extent tree of a file: nodes of a header and entries of 12 bytes each,
@@ -145,7 +147,7 @@ func (n node) child(ctx context.Context, ino inode, i int, end uint64) (node, er
 // A role is what a block was checked as: a node of a file's extent tree, of a
 // depth, that maps blocks [from, end). What it gains later is checked before.
 type role struct {
-	ino       Ino
+	ino       vfs.Ino
 	depth     int
 	from, end uint64
 }

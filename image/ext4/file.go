@@ -6,18 +6,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"slices"
 	"syscall"
+
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
-// A FileWriter writes the content of a regular file from its beginning to its
-// end. It must be closed, and before the file is read, written anew or removed.
-type FileWriter struct {
+// A fileWriter writes the content of a regular file.
+type fileWriter struct {
 	ctx    context.Context // of the whole write
 	f      *FS
-	ino    Ino
+	ino    vfs.Ino
 	hint   int64  // expected size, 0 if not known
 	off    int64  // of the next byte
 	tail   []byte // what is there of the block that off is in, zeroes not counted
@@ -25,13 +25,11 @@ type FileWriter struct {
 	closed bool
 }
 
-var _ io.WriteCloser = (*FileWriter)(nil)
+var _ vfs.FileWriter = (*fileWriter)(nil)
 
-// Writer empties the regular file ino and returns a writer of its new
-// content, which works under ctx until it is closed. size is how many bytes,
-// those skipped included, are to be expected: a file whose size is known lies
-// in one piece where possible. 0 means that it is not known.
-func (f *FS) Writer(ctx context.Context, ino Ino, size int64) (*FileWriter, error) {
+// Writer empties the regular file ino and returns a writer of its new content.
+// A file whose size is known lies in one piece where possible.
+func (f *FS) Writer(ctx context.Context, ino vfs.Ino, size int64) (vfs.FileWriter, error) {
 	if err := f.begin(ctx); err != nil {
 		return nil, err
 	}
@@ -42,10 +40,10 @@ func (f *FS) Writer(ctx context.Context, ino Ino, size int64) (*FileWriter, erro
 	if err := f.truncate(ctx, n); err != nil {
 		return nil, fmt.Errorf("empty inode %d: %w", ino, err)
 	}
-	return &FileWriter{ctx: ctx, f: f, ino: ino, hint: size}, nil
+	return &fileWriter{ctx: ctx, f: f, ino: ino, hint: size}, nil
 }
 
-func (f *FS) regular(ctx context.Context, ino Ino) (inode, error) {
+func (f *FS) regular(ctx context.Context, ino vfs.Ino) (inode, error) {
 	n, err := f.inode(ctx, ino)
 	if err == nil && n.kind() != syscall.S_IFREG {
 		err = syscall.EINVAL
@@ -54,7 +52,7 @@ func (f *FS) regular(ctx context.Context, ino Ino) (inode, error) {
 }
 
 // Write appends p.
-func (w *FileWriter) Write(p []byte) (int, error) {
+func (w *fileWriter) Write(p []byte) (int, error) {
 	if w.closed {
 		return 0, fs.ErrClosed
 	}
@@ -86,7 +84,7 @@ func (w *FileWriter) Write(p []byte) (int, error) {
 
 // Skip makes the next n bytes of the file read as zeroes. Whole blocks of them
 // take no space.
-func (w *FileWriter) Skip(n int64) error {
+func (w *fileWriter) Skip(n int64) error {
 	if w.closed {
 		return fs.ErrClosed
 	}
@@ -105,8 +103,11 @@ func (w *FileWriter) Skip(n int64) error {
 	return nil
 }
 
+// Map fails: no device of content elsewhere is supported.
+func (w *fileWriter) Map(int64, int64) error { return errors.ErrUnsupported }
+
 // Close writes what is left and sets the size of the file.
-func (w *FileWriter) Close() error {
+func (w *fileWriter) Close() error {
 	if w.closed {
 		return fs.ErrClosed
 	}
@@ -136,10 +137,10 @@ func (f *FS) noteLarge(ctx context.Context, size int64) error {
 }
 
 // inBlock returns how many bytes of the block that off is in lie before off.
-func (w *FileWriter) inBlock() int { return int(w.off & (w.f.sb.blockSize - 1)) }
+func (w *fileWriter) inBlock() int { return int(w.off & (w.f.sb.blockSize - 1)) }
 
 // fillTail makes the tail at least n bytes long, with zeroes.
-func (w *FileWriter) fillTail(n int) {
+func (w *fileWriter) fillTail(n int) {
 	if have := len(w.tail); have < n {
 		w.tail = slices.Grow(w.tail, int(w.f.sb.blockSize)-have)[:n]
 		clear(w.tail[have:])
@@ -147,7 +148,7 @@ func (w *FileWriter) fillTail(n int) {
 }
 
 // flushTail writes the tail as the block it is, padded with zeroes.
-func (w *FileWriter) flushTail() error {
+func (w *fileWriter) flushTail() error {
 	if len(w.tail) == 0 {
 		return nil
 	}
@@ -160,7 +161,7 @@ func (w *FileWriter) flushTail() error {
 
 // blocks stores p, whole blocks, at byte offset off of the file, and returns
 // how much of it was.
-func (w *FileWriter) blocks(off int64, p []byte) (int, error) {
+func (w *fileWriter) blocks(off int64, p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
@@ -193,7 +194,7 @@ func (w *FileWriter) blocks(off int64, p []byte) (int, error) {
 
 // take returns up to n blocks for content at byte offset off. It allocates as
 // many as are to be expected from there on.
-func (w *FileWriter) take(off int64, n uint64) (run, error) {
+func (w *fileWriter) take(off int64, n uint64) (run, error) {
 	if w.ahead.n == 0 {
 		rest := uint64(max(w.hint-off, 0)+w.f.sb.blockSize-1) / uint64(w.f.sb.blockSize)
 		r, err := w.f.allocData(w.ctx, max(n, min(rest, w.f.sb.blocks)))
@@ -208,7 +209,7 @@ func (w *FileWriter) take(off int64, n uint64) (run, error) {
 }
 
 // giveBack frees what was allocated and not used.
-func (w *FileWriter) giveBack() error {
+func (w *fileWriter) giveBack() error {
 	if w.ahead.n == 0 {
 		return nil
 	}

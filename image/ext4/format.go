@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // Geometry of a new file system, as the reference's tools make it.
@@ -215,7 +216,7 @@ func (f *FS) makeRoot(ctx context.Context) error {
 	}
 	f.groups[0].dirs++
 	root.put16(inExtra, newExtra)
-	root.putAttr(Attr{Mode: syscall.S_IFDIR | 0o755})
+	root.putAttr(vfs.Attr{Mode: syscall.S_IFDIR | 0o755})
 	root.put16(inLinks, 2)
 	f.initExtents(root)
 	return f.initDir(ctx, root, RootIno)
@@ -224,7 +225,7 @@ func (f *FS) makeRoot(ctx context.Context) error {
 // makeLostFound makes the directory in which e2fsck keeps what it finds, with
 // room for names.
 func (f *FS) makeLostFound(ctx context.Context) error {
-	no, err := f.Create(ctx, RootIno, "lost+found", Attr{Mode: syscall.S_IFDIR | 0o700})
+	no, err := f.Create(ctx, RootIno, "lost+found", vfs.Attr{Mode: syscall.S_IFDIR | 0o700})
 	if err != nil {
 		return err
 	}

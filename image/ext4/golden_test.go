@@ -18,6 +18,7 @@ import (
 	"github.com/overlaybd-go/overlaybd/backend/backendtest"
 	"github.com/overlaybd-go/overlaybd/image/ext4"
 	"github.com/overlaybd-go/overlaybd/image/lsmt"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 	"github.com/overlaybd-go/overlaybd/tests/need"
 )
 
@@ -92,7 +93,7 @@ func TestFormatLikeReference(t *testing.T) {
 }
 
 // listed describes ino as the golden listings do, its path left out.
-func listed(t testing.TB, f *ext4.FS, ino ext4.Ino) string {
+func listed(t testing.TB, f *ext4.FS, ino vfs.Ino) string {
 	t.Helper()
 	st := must(f.Stat(t.Context(), ino))
 	size, tail := fmt.Sprint(st.Size), "-"
@@ -118,14 +119,14 @@ func listed(t testing.TB, f *ext4.FS, ino ext4.Ino) string {
 func TestReadReference(t *testing.T) {
 	f := open(t, golden(t, "raw/l0.lsmt"))
 	var got, want []string
-	var walk func(dir ext4.Ino)
-	walk = func(dir ext4.Ino) {
+	var walk func(dir vfs.Ino)
+	walk = func(dir vfs.Ino) {
 		got = append(got, listed(t, f, dir))
 		for e, err := range f.ReadDir(t.Context(), dir) {
 			switch {
 			case err != nil:
 				t.Fatal(err)
-			case e.Type == ext4.TypeDirectory:
+			case e.Type == vfs.TypeDirectory:
 				walk(e.Ino)
 			default:
 				got = append(got, listed(t, f, e.Ino))
@@ -149,9 +150,9 @@ func TestReadReference(t *testing.T) {
 }
 
 // removeAll empties the directory dir.
-func removeAll(t testing.TB, f *ext4.FS, dir ext4.Ino) {
+func removeAll(t testing.TB, f *ext4.FS, dir vfs.Ino) {
 	t.Helper()
-	var entries []ext4.DirEntry
+	var entries []vfs.DirEntry
 	for e, err := range f.ReadDir(t.Context(), dir) {
 		if err != nil {
 			t.Fatal(err)
@@ -159,7 +160,7 @@ func removeAll(t testing.TB, f *ext4.FS, dir ext4.Ino) {
 		entries = append(entries, e)
 	}
 	for _, e := range entries {
-		if e.Type == ext4.TypeDirectory {
+		if e.Type == vfs.TypeDirectory {
 			removeAll(t, f, e.Ino)
 		}
 		if err := f.Remove(t.Context(), dir, e.Name); err != nil {
@@ -174,7 +175,7 @@ func TestEditReference(t *testing.T) {
 	disk := golden(t, "raw/l0.lsmt")
 	f := open(t, disk)
 	removeAll(t, f, ext4.RootIno)
-	must(f.Create(t.Context(), ext4.RootIno, "lost+found", ext4.Attr{Mode: syscall.S_IFDIR | 0o700}))
+	must(f.Create(t.Context(), ext4.RootIno, "lost+found", vfs.Attr{Mode: syscall.S_IFDIR | 0o700}))
 	p := must(newPair(t.Context(), f))
 	everything(t, p)
 	flush(t, f)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/overlaybd-go/overlaybd/backend"
 	"github.com/overlaybd-go/overlaybd/image/ext4"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // memory is a small Writer that is cheap to copy.
@@ -81,7 +82,7 @@ func metadataBytes(m memory) (at []uint32) {
 
 // use does to f all that can be done. Errors are welcome.
 func use(ctx context.Context, f *ext4.FS) error {
-	u := &user{ctx: ctx, f: f, seen: map[ext4.Ino]bool{}}
+	u := &user{ctx: ctx, f: f, seen: map[vfs.Ino]bool{}}
 	u.walk(ext4.RootIno)
 	return errors.Join(u.err, f.Sync(ctx))
 }
@@ -89,7 +90,7 @@ func use(ctx context.Context, f *ext4.FS) error {
 type user struct {
 	ctx  context.Context
 	f    *ext4.FS
-	seen map[ext4.Ino]bool
+	seen map[vfs.Ino]bool
 	err  error
 }
 
@@ -101,12 +102,12 @@ func (u *user) note(err error) {
 	}
 }
 
-func (u *user) walk(dir ext4.Ino) {
+func (u *user) walk(dir vfs.Ino) {
 	if u.seen[dir] {
 		return
 	}
 	u.seen[dir] = true
-	var entries []ext4.DirEntry
+	var entries []vfs.DirEntry
 	for e, err := range u.f.ReadDir(u.ctx, dir) {
 		u.note(err)
 		entries = append(entries, e)
@@ -126,7 +127,7 @@ func (u *user) walk(dir ext4.Ino) {
 }
 
 // visit reads and changes a file.
-func (u *user) visit(ino ext4.Ino) {
+func (u *user) visit(ino vfs.Ino) {
 	st, err := u.f.Stat(u.ctx, ino)
 	u.note(err)
 	m, err := u.f.Xattrs(u.ctx, ino)
@@ -146,7 +147,7 @@ func (u *user) visit(ino ext4.Ino) {
 }
 
 // add makes files in dir.
-func (u *user) add(dir ext4.Ino, name string, other ext4.Ino) {
+func (u *user) add(dir vfs.Ino, name string, other vfs.Ino) {
 	_ = u.f.Link(u.ctx, dir, name+" link", other)
 	_, _ = u.f.Symlink(u.ctx, dir, name+" symlink", strings.Repeat("t", 70), attr(0))
 	ino, err := u.f.Create(u.ctx, dir, name, attr(syscall.S_IFREG))

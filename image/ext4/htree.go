@@ -11,6 +11,8 @@ import (
 	"slices"
 	"sort"
 	"syscall"
+
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // The index of a large directory: a tree of one or two levels whose leaves are
@@ -191,7 +193,7 @@ func (f *FS) findIndexed(ctx context.Context, dir inode, name string) (slot, err
 }
 
 // insertIndexed is insert in a directory with an index.
-func (f *FS) insertIndexed(ctx context.Context, dir inode, name string, ino Ino, t FileType) error {
+func (f *FS) insertIndexed(ctx context.Context, dir inode, name string, ino vfs.Ino, t vfs.Type) error {
 	for {
 		p, _, err := f.pathTo(ctx, dir, name)
 		if err != nil {

@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"syscall"
+
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // inodeBitmap returns the inode bitmap of group g, made up if it was never
@@ -60,7 +62,7 @@ func (f *FS) takeInode(ctx context.Context, g int, b *block, i uint32, dir bool)
 			return inode{}, err
 		}
 	}
-	n, err := f.rawInode(ctx, Ino(uint32(g)*f.sb.inodesPer+i+1))
+	n, err := f.rawInode(ctx, vfs.Ino(uint32(g)*f.sb.inodesPer+i+1))
 	if err != nil {
 		return inode{}, err
 	}
@@ -107,6 +109,6 @@ func (f *FS) freeInode(ctx context.Context, n inode) error {
 }
 
 // inodePos returns the group of inode no and its index there.
-func (sb *superblock) inodePos(no Ino) (g int, i uint32) {
+func (sb *superblock) inodePos(no vfs.Ino) (g int, i uint32) {
 	return int(uint32(no-1) / sb.inodesPer), uint32(no-1) % sb.inodesPer
 }

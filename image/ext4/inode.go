@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"syscall"
+
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // An inode. Offsets of the fields in use; they are durable. Fields from 0x80
@@ -62,7 +64,7 @@ const maxLinks = 65000
 
 // An inode in its cached block.
 type inode struct {
-	no  Ino
+	no  vfs.Ino
 	blk *block
 	raw []byte
 }
@@ -128,13 +130,13 @@ func (f *FS) inodeCorrupt(n inode, field, format string, args ...any) error {
 }
 
 // inodeOffset returns where in its block inode no is.
-func (f *FS) inodeOffset(no Ino) int {
+func (f *FS) inodeOffset(no vfs.Ino) int {
 	_, i := f.sb.inodePos(no)
 	return int(int64(i) * int64(f.sb.inodeSize) % f.sb.blockSize)
 }
 
 // rawInode returns inode no unchecked.
-func (f *FS) rawInode(ctx context.Context, no Ino) (inode, error) {
+func (f *FS) rawInode(ctx context.Context, no vfs.Ino) (inode, error) {
 	g, i := f.sb.inodePos(no)
 	pos := int64(i) * int64(f.sb.inodeSize)
 	b, err := f.cache.get(ctx, f.groups[g].inodeTable+uint64(pos/f.sb.blockSize))
@@ -146,8 +148,8 @@ func (f *FS) rawInode(ctx context.Context, no Ino) (inode, error) {
 
 // inode returns inode no, which must be in use and one that a path may lead
 // to.
-func (f *FS) inode(ctx context.Context, no Ino) (inode, error) {
-	if no != RootIno && no < f.sb.firstIno || uint32(no) > f.sb.inodes {
+func (f *FS) inode(ctx context.Context, no vfs.Ino) (inode, error) {
+	if no != RootIno && no < f.sb.firstIno || no > vfs.Ino(f.sb.inodes) {
 		return inode{}, fmt.Errorf("inode %d of %d: %w", no, f.sb.inodes, syscall.EINVAL)
 	}
 	n, err := f.rawInode(ctx, no)
@@ -161,7 +163,7 @@ func (f *FS) checkInode(n inode) error {
 	switch {
 	case n.links() == 0:
 		return f.inodeCorrupt(n, "i_links_count", "the inode is not in use")
-	case fileType(n.mode()) == TypeUnknown:
+	case fileType(n.mode()) == vfs.TypeUnknown:
 		return f.inodeCorrupt(n, "i_mode", "%#o is no type of file", n.mode())
 	case n.size() < 0:
 		return f.inodeCorrupt(n, "i_size", "%#x", uint64(n.size()))
@@ -174,41 +176,41 @@ func (f *FS) checkInode(n inode) error {
 }
 
 // fileType returns the type in mode, TypeUnknown if it is none.
-func fileType(mode uint32) FileType {
+func fileType(mode uint32) vfs.Type {
 	switch mode & syscall.S_IFMT {
 	case syscall.S_IFREG:
-		return TypeRegular
+		return vfs.TypeRegular
 	case syscall.S_IFDIR:
-		return TypeDirectory
+		return vfs.TypeDirectory
 	case syscall.S_IFCHR:
-		return TypeCharDevice
+		return vfs.TypeCharDevice
 	case syscall.S_IFBLK:
-		return TypeBlockDevice
+		return vfs.TypeBlockDevice
 	case syscall.S_IFIFO:
-		return TypeFIFO
+		return vfs.TypeFIFO
 	case syscall.S_IFSOCK:
-		return TypeSocket
+		return vfs.TypeSocket
 	case syscall.S_IFLNK:
-		return TypeSymlink
+		return vfs.TypeSymlink
 	}
-	return TypeUnknown
+	return vfs.TypeUnknown
 }
 
 // Stat describes the file ino.
-func (f *FS) Stat(ctx context.Context, ino Ino) (Inode, error) {
+func (f *FS) Stat(ctx context.Context, ino vfs.Ino) (vfs.Inode, error) {
 	if err := f.begin(ctx); err != nil {
-		return Inode{}, err
+		return vfs.Inode{}, err
 	}
 	n, err := f.inode(ctx, ino)
 	if err != nil {
-		return Inode{}, err
+		return vfs.Inode{}, err
 	}
-	return Inode{Ino: ino, Attr: n.attr(), Links: n.links(), Size: n.size()}, nil
+	return vfs.Inode{Ino: ino, Attr: n.attr(), Links: n.links(), Size: n.size()}, nil
 }
 
 // SetAttr changes the permissions, the owner and the times of the file ino.
 // The type in a.Mode must be the file's.
-func (f *FS) SetAttr(ctx context.Context, ino Ino, a Attr) error {
+func (f *FS) SetAttr(ctx context.Context, ino vfs.Ino, a vfs.Attr) error {
 	if err := f.begin(ctx); err != nil {
 		return err
 	}

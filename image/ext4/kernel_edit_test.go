@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/overlaybd-go/overlaybd/image/ext4"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // fill makes files of several kinds in the mounted directory dir.
@@ -53,7 +54,7 @@ func fill(t testing.TB, dir string) {
 
 // halve removes every second name below dir that can be, and writes to the
 // files that stay.
-func halve(t testing.TB, f *ext4.FS, dir ext4.Ino) {
+func halve(t testing.TB, f *ext4.FS, dir vfs.Ino) {
 	t.Helper()
 	i := 0
 	for e, err := range f.ReadDir(t.Context(), dir) {
@@ -62,13 +63,13 @@ func halve(t testing.TB, f *ext4.FS, dir ext4.Ino) {
 		}
 		i++
 		switch {
-		case e.Type == ext4.TypeDirectory:
+		case e.Type == vfs.TypeDirectory:
 			halve(t, f, e.Ino)
 		case i%2 == 0:
 			if err := f.Remove(t.Context(), dir, e.Name); err != nil {
 				t.Fatal(err)
 			}
-		case e.Type == ext4.TypeRegular:
+		case e.Type == vfs.TypeRegular:
 			setContent(t, f, e.Ino, pattern(i, 3*i))
 		}
 	}

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/overlaybd-go/overlaybd/image/ext4"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 	"github.com/overlaybd-go/overlaybd/tests/need"
 )
 
@@ -64,7 +65,7 @@ func describeDir(dir, name string) ([]string, error) {
 	if err := syscall.Lstat(full, &st); err != nil {
 		return nil, err
 	}
-	a := ext4.Attr{
+	a := vfs.Attr{
 		Mode: st.Mode, UID: st.Uid, GID: st.Gid, Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev),
 		Atime: time.Unix(st.Atim.Unix()), Mtime: time.Unix(st.Mtim.Unix()), Ctime: time.Unix(st.Ctim.Unix()),
 	}
@@ -222,7 +223,7 @@ func TestKernelSeesTheSame(t *testing.T) {
 }
 
 // bigDir makes n files in a directory of their own, and removes every tenth.
-func bigDir(t testing.TB, f *ext4.FS, n int) (dir ext4.Ino, names map[string]bool) {
+func bigDir(t testing.TB, f *ext4.FS, n int) (dir vfs.Ino, names map[string]bool) {
 	t.Helper()
 	dir, err := f.Create(t.Context(), ext4.RootIno, "big", attr(syscall.S_IFDIR|0o755))
 	if err != nil {

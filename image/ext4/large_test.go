@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/overlaybd-go/overlaybd/image/ext4"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // A patch is data at an offset of a file that otherwise is a hole.
@@ -22,7 +23,7 @@ type patch struct {
 }
 
 // writePatches makes a file of size bytes with the patches given.
-func writePatches(t testing.TB, f *ext4.FS, name string, size int64, patches []patch) ext4.Ino {
+func writePatches(t testing.TB, f *ext4.FS, name string, size int64, patches []patch) vfs.Ino {
 	t.Helper()
 	ino := must(f.Create(t.Context(), ext4.RootIno, name, attr(syscall.S_IFREG|0o644)))
 	w := must(f.Writer(t.Context(), ino, size))
@@ -64,7 +65,7 @@ func checkPatches(t testing.TB, r io.ReaderAt, size int64, patches []patch) {
 type fileReader struct {
 	t   testing.TB
 	f   *ext4.FS
-	ino ext4.Ino
+	ino vfs.Ino
 }
 
 func (r fileReader) ReadAt(p []byte, off int64) (int, error) {
@@ -100,7 +101,7 @@ func TestSparseFile(t *testing.T) {
 func TestDeepExtentTree(t *testing.T) {
 	v := newFile(t, 2<<30)
 	f := format(t, v)
-	files := map[int]ext4.Ino{}
+	files := map[int]vfs.Ino{}
 	sets := map[int][]patch{}
 	for _, n := range []int{4, 5, 340, 2000, 20_000} {
 		var patches []patch

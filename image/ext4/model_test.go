@@ -18,11 +18,12 @@ import (
 	"time"
 
 	"github.com/overlaybd-go/overlaybd/image/ext4"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // A node is a file of the model that a file system is compared with.
 type node struct {
-	attr   ext4.Attr
+	attr   vfs.Attr
 	links  int
 	data   []byte
 	target string
@@ -30,7 +31,7 @@ type node struct {
 	names  map[string]*node // of a directory
 }
 
-func newDir(a ext4.Attr) *node { return &node{attr: a, links: 2, names: map[string]*node{}} }
+func newDir(a vfs.Attr) *node { return &node{attr: a, links: 2, names: map[string]*node{}} }
 
 func (n *node) isDir() bool { return n.attr.Mode&syscall.S_IFMT == syscall.S_IFDIR }
 
@@ -45,7 +46,7 @@ func (n *node) describe(name string) []string {
 }
 
 // line describes a file. The size of a directory is left out.
-func line(name string, a ext4.Attr, links int, size int64, content string, xattrs map[string][]byte) string {
+func line(name string, a vfs.Attr, links int, size int64, content string, xattrs map[string][]byte) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%q %o %d:%d links %d", name, a.Mode, a.UID, a.GID, links)
 	switch a.Mode & syscall.S_IFMT {
@@ -70,7 +71,7 @@ func content(data []byte, target string) string {
 }
 
 // describeFS lists what f has below ino, as describe does.
-func describeFS(ctx context.Context, f *ext4.FS, ino ext4.Ino, name string) ([]string, error) {
+func describeFS(ctx context.Context, f *ext4.FS, ino vfs.Ino, name string) ([]string, error) {
 	st, err := f.Stat(ctx, ino)
 	if err != nil {
 		return nil, err
@@ -87,7 +88,7 @@ func describeFS(ctx context.Context, f *ext4.FS, ino ext4.Ino, name string) ([]s
 	if st.Mode&syscall.S_IFMT != syscall.S_IFDIR {
 		return lines, nil
 	}
-	below := map[string]ext4.Ino{}
+	below := map[string]vfs.Ino{}
 	for e, err := range f.ReadDir(ctx, ino) {
 		if err != nil {
 			return nil, err
@@ -109,7 +110,7 @@ func describeFS(ctx context.Context, f *ext4.FS, ino ext4.Ino, name string) ([]s
 	return lines, nil
 }
 
-func contentFS(ctx context.Context, f *ext4.FS, st ext4.Inode) (string, error) {
+func contentFS(ctx context.Context, f *ext4.FS, st vfs.Inode) (string, error) {
 	switch st.Mode & syscall.S_IFMT {
 	case syscall.S_IFLNK:
 		target, err := f.Readlink(ctx, st.Ino)
@@ -159,7 +160,7 @@ func (p *pair) round(t time.Time) time.Time {
 }
 
 // at returns the node and the inode of a path.
-func (p *pair) at(name string) (*node, ext4.Ino, error) {
+func (p *pair) at(name string) (*node, vfs.Ino, error) {
 	n, ino := p.root, ext4.RootIno
 	for part := range strings.SplitSeq(strings.Trim(name, "/"), "/") {
 		if part == "" {
@@ -176,18 +177,18 @@ func (p *pair) at(name string) (*node, ext4.Ino, error) {
 	return n, ino, nil
 }
 
-func (p *pair) create(name string, a ext4.Attr) error {
-	return p.add(name, a, func(dir ext4.Ino, base string) (ext4.Ino, error) { return p.fs.Create(p.ctx, dir, base, a) }, "")
+func (p *pair) create(name string, a vfs.Attr) error {
+	return p.add(name, a, func(dir vfs.Ino, base string) (vfs.Ino, error) { return p.fs.Create(p.ctx, dir, base, a) }, "")
 }
 
-func (p *pair) symlink(name, target string, a ext4.Attr) error {
+func (p *pair) symlink(name, target string, a vfs.Attr) error {
 	a.Mode = a.Mode&^syscall.S_IFMT | syscall.S_IFLNK
-	return p.add(name, a, func(dir ext4.Ino, base string) (ext4.Ino, error) {
+	return p.add(name, a, func(dir vfs.Ino, base string) (vfs.Ino, error) {
 		return p.fs.Symlink(p.ctx, dir, base, target, a)
 	}, target)
 }
 
-func (p *pair) add(name string, a ext4.Attr, create func(ext4.Ino, string) (ext4.Ino, error), target string) error {
+func (p *pair) add(name string, a vfs.Attr, create func(vfs.Ino, string) (vfs.Ino, error), target string) error {
 	parent, dir, err := p.at(path.Dir(name))
 	if err != nil {
 		return err
@@ -291,7 +292,7 @@ func (p *pair) remove(name string) error {
 	return nil
 }
 
-func (p *pair) setAttr(name string, a ext4.Attr) error {
+func (p *pair) setAttr(name string, a vfs.Attr) error {
 	n, ino, err := p.at(name)
 	if err != nil {
 		return err

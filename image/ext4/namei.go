@@ -9,11 +9,13 @@ import (
 	"io/fs"
 	"strings"
 	"syscall"
+
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // Lookup returns the inode that name leads to in the directory dir. It fails
 // with fs.ErrNotExist, or syscall.ENOTDIR if dir is something else.
-func (f *FS) Lookup(ctx context.Context, dir Ino, name string) (Ino, error) {
+func (f *FS) Lookup(ctx context.Context, dir vfs.Ino, name string) (vfs.Ino, error) {
 	if err := f.begin(ctx); err != nil {
 		return 0, err
 	}
@@ -30,18 +32,18 @@ func (f *FS) Lookup(ctx context.Context, dir Ino, name string) (Ino, error) {
 
 // Create makes a file of the type in a.Mode: a regular file, a directory, a
 // FIFO, a socket or a device. It fails with fs.ErrExist if the name is taken.
-func (f *FS) Create(ctx context.Context, dir Ino, name string, a Attr) (Ino, error) {
+func (f *FS) Create(ctx context.Context, dir vfs.Ino, name string, a vfs.Attr) (vfs.Ino, error) {
 	t := fileType(a.Mode)
-	if t == TypeUnknown || t == TypeSymlink || a.Major >= 1<<12 || a.Minor >= 1<<20 {
+	if t == vfs.TypeUnknown || t == vfs.TypeSymlink || a.Major >= 1<<12 || a.Minor >= 1<<20 {
 		return 0, fmt.Errorf("create %q of mode %#o, device %d:%d: %w", name, a.Mode, a.Major, a.Minor, syscall.EINVAL)
 	}
 	return f.create(ctx, dir, name, a, func(parent, n inode) error {
 		switch t {
-		case TypeRegular:
+		case vfs.TypeRegular:
 			f.initExtents(n)
-		case TypeCharDevice, TypeBlockDevice:
+		case vfs.TypeCharDevice, vfs.TypeBlockDevice:
 			n.putDevice(a.Major, a.Minor)
-		case TypeDirectory:
+		case vfs.TypeDirectory:
 			f.initExtents(n)
 			return f.initDir(ctx, n, parent.no)
 		}
@@ -51,7 +53,7 @@ func (f *FS) Create(ctx context.Context, dir Ino, name string, a Attr) (Ino, err
 
 // Symlink makes a symbolic link to target. The type in a.Mode is not looked
 // at.
-func (f *FS) Symlink(ctx context.Context, dir Ino, name, target string, a Attr) (Ino, error) {
+func (f *FS) Symlink(ctx context.Context, dir vfs.Ino, name, target string, a vfs.Attr) (vfs.Ino, error) {
 	if len(target) == 0 || int64(len(target)) >= f.sb.blockSize || strings.ContainsRune(target, 0) {
 		return 0, fmt.Errorf("create symbolic link %q to %d bytes: %w", name, len(target), syscall.ENAMETOOLONG)
 	}
@@ -60,7 +62,7 @@ func (f *FS) Symlink(ctx context.Context, dir Ino, name, target string, a Attr) 
 }
 
 // create makes an inode, which init fills in, and gives it a name.
-func (f *FS) create(ctx context.Context, dir Ino, name string, a Attr, init func(parent, n inode) error) (Ino, error) {
+func (f *FS) create(ctx context.Context, dir vfs.Ino, name string, a vfs.Attr, init func(parent, n inode) error) (vfs.Ino, error) {
 	if err := f.begin(ctx); err != nil {
 		return 0, err
 	}
@@ -69,10 +71,10 @@ func (f *FS) create(ctx context.Context, dir Ino, name string, a Attr, init func
 		return 0, fmt.Errorf("create %q: %w", name, err)
 	}
 	t := fileType(a.Mode)
-	if t == TypeDirectory && !f.canAddLink(parent) {
+	if t == vfs.TypeDirectory && !f.canAddLink(parent) {
 		return 0, fmt.Errorf("create %q: %w", name, syscall.EMLINK)
 	}
-	n, err := f.allocInode(ctx, t == TypeDirectory)
+	n, err := f.allocInode(ctx, t == vfs.TypeDirectory)
 	if err != nil {
 		return 0, fmt.Errorf("create %q: %w", name, err)
 	}
@@ -88,7 +90,7 @@ func (f *FS) create(ctx context.Context, dir Ino, name string, a Attr, init func
 	if err != nil {
 		return 0, fmt.Errorf("create %q: %w", name, errors.Join(err, f.freeFile(ctx, n)))
 	}
-	if t == TypeDirectory {
+	if t == vfs.TypeDirectory {
 		n.put16(inLinks, 2)
 		f.addLink(parent)
 	}
@@ -96,7 +98,7 @@ func (f *FS) create(ctx context.Context, dir Ino, name string, a Attr, init func
 }
 
 // vacant returns the directory dir if it has no such name.
-func (f *FS) vacant(ctx context.Context, dir Ino, name string) (inode, error) {
+func (f *FS) vacant(ctx context.Context, dir vfs.Ino, name string) (inode, error) {
 	if err := checkName(name); err != nil {
 		return inode{}, err
 	}
@@ -142,7 +144,7 @@ func (f *FS) addLink(n inode) {
 }
 
 // Link gives the file ino, which must not be a directory, another name.
-func (f *FS) Link(ctx context.Context, dir Ino, name string, ino Ino) error {
+func (f *FS) Link(ctx context.Context, dir vfs.Ino, name string, ino vfs.Ino) error {
 	if err := f.begin(ctx); err != nil {
 		return err
 	}
@@ -169,7 +171,7 @@ func (f *FS) Link(ctx context.Context, dir Ino, name string, ino Ino) error {
 
 // Remove removes a name from the directory dir, and with its last name the
 // file. A directory must be empty, or Remove fails with syscall.ENOTEMPTY.
-func (f *FS) Remove(ctx context.Context, dir Ino, name string) error {
+func (f *FS) Remove(ctx context.Context, dir vfs.Ino, name string) error {
 	if err := f.begin(ctx); err != nil {
 		return err
 	}
@@ -182,7 +184,7 @@ func (f *FS) Remove(ctx context.Context, dir Ino, name string) error {
 	return nil
 }
 
-func (f *FS) remove(ctx context.Context, dir Ino, name string) error {
+func (f *FS) remove(ctx context.Context, dir vfs.Ino, name string) error {
 	parent, err := f.dir(ctx, dir)
 	if err != nil {
 		return err
@@ -207,7 +209,7 @@ func (f *FS) remove(ctx context.Context, dir Ino, name string) error {
 }
 
 // removeDir removes the directory no, whose name is at s in parent.
-func (f *FS) removeDir(ctx context.Context, parent inode, s slot, no Ino) error {
+func (f *FS) removeDir(ctx context.Context, parent inode, s slot, no vfs.Ino) error {
 	n, err := f.dir(ctx, no)
 	if err != nil {
 		return err
@@ -245,9 +247,9 @@ func (f *FS) freeFile(ctx context.Context, n inode) error {
 // hasBlocks reports whether i_block of n maps blocks.
 func (f *FS) hasBlocks(n inode) bool {
 	switch fileType(n.mode()) {
-	case TypeRegular, TypeDirectory:
+	case vfs.TypeRegular, vfs.TypeDirectory:
 		return true
-	case TypeSymlink:
+	case vfs.TypeSymlink:
 		return !f.isFast(n)
 	}
 	return false

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/overlaybd-go/overlaybd/image/ext4"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 	"github.com/overlaybd-go/overlaybd/tests/need"
 )
 
@@ -163,11 +164,11 @@ func (e *editor) name() string {
 	return fmt.Sprintf("n%d%s", k, strings.Repeat("x", k*k%250))
 }
 
-func (e *editor) attr(kind uint32) ext4.Attr {
+func (e *editor) attr(kind uint32) vfs.Attr {
 	at := func() time.Time {
 		return e.round(time.Unix(e.r.Int64N(1<<34)-1<<31, e.r.Int64N(1e9)))
 	}
-	a := ext4.Attr{Mode: kind | e.r.Uint32N(0o10000), UID: e.r.Uint32(), GID: e.r.Uint32(), Atime: at(), Mtime: at(), Ctime: at()}
+	a := vfs.Attr{Mode: kind | e.r.Uint32N(0o10000), UID: e.r.Uint32(), GID: e.r.Uint32(), Atime: at(), Mtime: at(), Ctime: at()}
 	if kind == syscall.S_IFCHR || kind == syscall.S_IFBLK {
 		a.Major, a.Minor = e.r.Uint32N(1<<(1+e.r.IntN(12))), e.r.Uint32N(1<<(1+e.r.IntN(20)))
 	}

@@ -8,11 +8,12 @@ import (
 	"io"
 
 	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // ReadAt reads the content of the regular file ino under the io.ReaderAt
 // contract.
-func (f *FS) ReadAt(ctx context.Context, ino Ino, p []byte, off int64) (int, error) {
+func (f *FS) ReadAt(ctx context.Context, ino vfs.Ino, p []byte, off int64) (int, error) {
 	if err := f.begin(ctx); err != nil {
 		return 0, err
 	}

@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // A Reader is a file system that nobody changes. Like an FS it is not safe for
@@ -36,26 +37,26 @@ func NewReader(ctx context.Context, dev backend.Volume) (*Reader, error) {
 }
 
 // ReadDir yields the entries of a directory, as [FS.ReadDir] does.
-func (r *Reader) ReadDir(ctx context.Context, dir Ino) iter.Seq2[DirEntry, error] {
+func (r *Reader) ReadDir(ctx context.Context, dir vfs.Ino) iter.Seq2[vfs.DirEntry, error] {
 	return r.f.ReadDir(ctx, dir)
 }
 
 // Readlink returns the target of the symbolic link ino.
-func (r *Reader) Readlink(ctx context.Context, ino Ino) (string, error) {
+func (r *Reader) Readlink(ctx context.Context, ino vfs.Ino) (string, error) {
 	return r.f.Readlink(ctx, ino)
 }
 
 // Stat describes the file ino.
-func (r *Reader) Stat(ctx context.Context, ino Ino) (Inode, error) { return r.f.Stat(ctx, ino) }
+func (r *Reader) Stat(ctx context.Context, ino vfs.Ino) (vfs.Inode, error) { return r.f.Stat(ctx, ino) }
 
 // ReadAt reads the content of the regular file ino, as [FS.ReadAt] does.
-func (r *Reader) ReadAt(ctx context.Context, ino Ino, p []byte, off int64) (int, error) {
+func (r *Reader) ReadAt(ctx context.Context, ino vfs.Ino, p []byte, off int64) (int, error) {
 	return r.f.ReadAt(ctx, ino, p, off)
 }
 
 // InodeBlock returns the block that holds the inode ino, without reading it.
-func (r *Reader) InodeBlock(ino Ino) (Extent, bool) {
-	if ino == 0 || uint32(ino) > r.f.sb.inodes {
+func (r *Reader) InodeBlock(ino vfs.Ino) (Extent, bool) {
+	if ino == 0 || ino > vfs.Ino(r.f.sb.inodes) {
 		return Extent{}, false
 	}
 	g, i := r.f.sb.inodePos(ino)
@@ -68,7 +69,7 @@ type Extent struct{ Off, Len int64 }
 
 // Extents returns where on the volume the blocks lie that hold bytes
 // [off, off+n) of the regular file ino, without the holes.
-func (r *Reader) Extents(ctx context.Context, ino Ino, off, n int64) ([]Extent, error) {
+func (r *Reader) Extents(ctx context.Context, ino vfs.Ino, off, n int64) ([]Extent, error) {
 	if err := r.f.begin(ctx); err != nil {
 		return nil, err
 	}

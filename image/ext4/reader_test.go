@@ -14,6 +14,7 @@ import (
 	"github.com/overlaybd-go/overlaybd/backend"
 	"github.com/overlaybd-go/overlaybd/backend/backendtest"
 	"github.com/overlaybd-go/overlaybd/image/ext4"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // sealed is a volume that can only be read.
@@ -53,14 +54,14 @@ func TestReader(t *testing.T) {
 	if _, ok := r.InodeBlock(1 << 31); ok {
 		t.Error("there is an inode behind the last")
 	}
-	names := map[string]ext4.Ino{}
+	names := map[string]vfs.Ino{}
 	for e, err := range r.ReadDir(t.Context(), dir) {
 		if err != nil {
 			t.Fatal(err)
 		}
 		names[e.Name] = e.Ino
 	}
-	if diff := cmp.Diff(map[string]ext4.Ino{"f": ino, "l": link}, names); diff != "" {
+	if diff := cmp.Diff(map[string]vfs.Ino{"f": ino, "l": link}, names); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -7,19 +7,11 @@ import (
 	"fmt"
 
 	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // directBytes is the size from which a write is worth no copy (256 KiB).
 const directBytes = 256 << 10
-
-// A ContentWriter is a device that wants to know which writes are content of
-// files: that is written once, and read only by [FS.ReadAt], where everything
-// else is written again and again. A block may hold content after it held
-// something else, and the other way round.
-type ContentWriter interface {
-	// WriteContent is a WriteAt of content.
-	WriteContent(ctx context.Context, p []byte, off int64) (int, error)
-}
 
 // A stream gathers small writes to neighbouring places of a device, such as
 // the contents of small files one after the other, into large ones.
@@ -31,7 +23,7 @@ type stream struct {
 
 // contentOf returns the stream of the content of files to dev.
 func contentOf(dev backend.Writer) stream {
-	if w, ok := dev.(ContentWriter); ok {
+	if w, ok := dev.(vfs.ContentWriter); ok {
 		return stream{store: w.WriteContent}
 	}
 	return stream{store: dev.WriteAt}

@@ -10,6 +10,7 @@ import (
 	"math/bits"
 
 	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 var le = binary.LittleEndian
@@ -98,8 +99,8 @@ type superblock struct {
 	inodes    uint32
 	inodesPer uint32 // inodes in a group
 	inodeSize int
-	extra     int // i_extra_isize of new inodes
-	firstIno  Ino // first that is not reserved
+	extra     int     // i_extra_isize of new inodes
+	firstIno  vfs.Ino // first that is not reserved
 	groups    int
 	descSize  int
 	reserved  uint64 // blocks kept behind the descriptors for growth
@@ -156,7 +157,7 @@ func parseSuperblock(raw []byte, size int64) (superblock, error) {
 		inodes:    u32(sbInodes),
 		inodesPer: u32(sbInodesPer),
 		inodeSize: int(u16(sbInodeSize)),
-		firstIno:  Ino(u32(sbFirstIno)),
+		firstIno:  vfs.Ino(u32(sbFirstIno)),
 		descSize:  32,
 		reserved:  uint64(u16(sbReservedGDT)),
 		backups:   [2]uint32{u32(sbBackups), u32(sbBackups + 4)},
@@ -222,7 +223,7 @@ func (sb *superblock) checkGeometry(size int64) error {
 		return superCorrupt("s_blocks_count", "%d groups are over the limit of %d", groups, maxGroups)
 	case uint64(sb.inodes) != groups*uint64(sb.inodesPer):
 		return superCorrupt("s_inodes_count", "%d, want %d groups of %d", sb.inodes, groups, sb.inodesPer)
-	case sb.firstIno < 11 || uint32(sb.firstIno) > sb.inodes:
+	case sb.firstIno < 11 || sb.firstIno > vfs.Ino(sb.inodes):
 		return superCorrupt("s_first_ino", "%d", sb.firstIno)
 	}
 	sb.groups = int(groups)

@@ -7,6 +7,8 @@ import (
 	"context"
 	"fmt"
 	"syscall"
+
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // isFast reports whether the symbolic link n has its target in the inode:
@@ -36,7 +38,7 @@ func (f *FS) putTarget(ctx context.Context, n inode, target string) error {
 }
 
 // Readlink returns the target of the symbolic link ino.
-func (f *FS) Readlink(ctx context.Context, ino Ino) (string, error) {
+func (f *FS) Readlink(ctx context.Context, ino vfs.Ino) (string, error) {
 	if err := f.begin(ctx); err != nil {
 		return "", err
 	}

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // Extended attributes are in the inode behind its fields, in a block of their
@@ -104,7 +106,7 @@ func loadXattr(x xattr) (name string, value []byte, err error) {
 
 // Xattrs returns the extended attributes of the file ino by their full names,
 // their values as getxattr returns them.
-func (f *FS) Xattrs(ctx context.Context, ino Ino) (map[string][]byte, error) {
+func (f *FS) Xattrs(ctx context.Context, ino vfs.Ino) (map[string][]byte, error) {
 	if err := f.begin(ctx); err != nil {
 		return nil, err
 	}
@@ -188,7 +190,7 @@ func (f *FS) loadXattrs(m map[string][]byte, n inode, b *block, area []byte, off
 // syscall.EOPNOTSUPP for names outside the known name spaces, and with
 // syscall.ENOSPC if they do not fit into the inode and one block; nothing is
 // changed then.
-func (f *FS) SetXattrs(ctx context.Context, ino Ino, m map[string][]byte) error {
+func (f *FS) SetXattrs(ctx context.Context, ino vfs.Ino, m map[string][]byte) error {
 	if err := f.begin(ctx); err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/overlaybd-go/overlaybd/backend/backendtest"
 	"github.com/overlaybd-go/overlaybd/image/ext4"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // A disk is a volume with files, to be read over a slow network.
@@ -20,7 +21,7 @@ type disk struct {
 	t testing.TB
 	*backendtest.MemVolume
 	fs   *ext4.FS
-	dirs map[string]ext4.Ino
+	dirs map[string]vfs.Ino
 
 	mu    sync.Mutex // guards all below
 	slow  bool
@@ -35,7 +36,7 @@ type request struct {
 
 func newDisk(t testing.TB) *disk {
 	t.Helper()
-	d := &disk{t: t, MemVolume: backendtest.NewMemVolume(1 << 30), dirs: map[string]ext4.Ino{"/": ext4.RootIno}}
+	d := &disk{t: t, MemVolume: backendtest.NewMemVolume(1 << 30), dirs: map[string]vfs.Ino{"/": ext4.RootIno}}
 	err := ext4.Format(t.Context(), d, ext4.FormatOptions{})
 	if err == nil {
 		d.fs, err = ext4.Open(t.Context(), d)
@@ -53,11 +54,11 @@ func (d *disk) must(err error) {
 	}
 }
 
-func (d *disk) dir(name string) ext4.Ino {
+func (d *disk) dir(name string) vfs.Ino {
 	if ino, ok := d.dirs[name]; ok {
 		return ino
 	}
-	ino, err := d.fs.Create(d.t.Context(), d.dir(path.Dir(name)), path.Base(name), ext4.Attr{Mode: syscall.S_IFDIR | 0o755})
+	ino, err := d.fs.Create(d.t.Context(), d.dir(path.Dir(name)), path.Base(name), vfs.Attr{Mode: syscall.S_IFDIR | 0o755})
 	d.must(err)
 	d.dirs[name] = ino
 	return ino
@@ -65,7 +66,7 @@ func (d *disk) dir(name string) ext4.Ino {
 
 func (d *disk) file(name string, data []byte) {
 	d.t.Helper()
-	ino, err := d.fs.Create(d.t.Context(), d.dir(path.Dir(name)), path.Base(name), ext4.Attr{Mode: syscall.S_IFREG | 0o755})
+	ino, err := d.fs.Create(d.t.Context(), d.dir(path.Dir(name)), path.Base(name), vfs.Attr{Mode: syscall.S_IFREG | 0o755})
 	d.must(err)
 	w, err := d.fs.Writer(d.t.Context(), ino, int64(len(data)))
 	d.must(err)
@@ -77,7 +78,7 @@ func (d *disk) file(name string, data []byte) {
 
 func (d *disk) link(name, target string) {
 	d.t.Helper()
-	_, err := d.fs.Symlink(d.t.Context(), d.dir(path.Dir(name)), path.Base(name), target, ext4.Attr{})
+	_, err := d.fs.Symlink(d.t.Context(), d.dir(path.Dir(name)), path.Base(name), target, vfs.Attr{})
 	d.must(err)
 	d.must(d.fs.Sync(d.t.Context()))
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/overlaybd-go/overlaybd/backend"
 	"github.com/overlaybd-go/overlaybd/image/ext4"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // smallFile is the size, in bytes, of files that are not looked at before all of
@@ -25,7 +26,7 @@ type file struct {
 	ctx context.Context // of the scout, for ReadAt
 
 	name  string   // its path, "" if it was found by its content
-	ino   ext4.Ino // 0 if it was found by its content
+	ino   vfs.Ino  // 0 if it was found by its content
 	at    int64    // where it begins on the volume
 	size  int64    // 0 if not known
 	rpath []string // where else the dynamic linker looks for what it needs

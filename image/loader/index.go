@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/overlaybd-go/overlaybd/image/ext4"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // programDirs are where programs are started from.
@@ -22,7 +22,7 @@ const maxPrograms = 4 << 10
 
 // programTypes are those of the names of programs, in the order in which they
 // are looked at: most are no links, and links lead to all over the file system.
-var programTypes = [...]ext4.FileType{ext4.TypeRegular, ext4.TypeSymlink}
+var programTypes = [...]vfs.Type{vfs.TypeRegular, vfs.TypeSymlink}
 
 // identify finds out which program f is, a file found by its content, by where
 // programs begin. Without that only its first bytes can be trusted: files have
@@ -43,12 +43,12 @@ func (s *scout) identify(ctx context.Context, f *file) {
 
 // A program is a file that can be started.
 type program struct {
-	ino  ext4.Ino
+	ino  vfs.Ino
 	name string // its path without symbolic links
 }
 
 // index notes where the programs begin whose names are of type t.
-func (s *scout) index(ctx context.Context, t ext4.FileType) {
+func (s *scout) index(ctx context.Context, t vfs.Type) {
 	if s.programs == nil {
 		s.programs = make(map[int64]program)
 	}
@@ -75,7 +75,7 @@ func (s *scout) index(ctx context.Context, t ext4.FileType) {
 
 // fetchInodes has the inodes of entries fetched side by side, which are read
 // one after the other.
-func (s *scout) fetchInodes(ctx context.Context, entries []ext4.DirEntry) {
+func (s *scout) fetchInodes(ctx context.Context, entries []vfs.DirEntry) {
 	if len(entries) < 2 {
 		return
 	}
@@ -94,8 +94,8 @@ func (s *scout) fetchInodes(ctx context.Context, entries []ext4.DirEntry) {
 }
 
 // byInode returns the names of type t in the order in which the inodes lie.
-func (d *dir) byInode(t ext4.FileType) []ext4.DirEntry {
-	all := slices.SortedFunc(maps.Values(d.names), func(a, b ext4.DirEntry) int { return cmp.Compare(a.Ino, b.Ino) })
-	all = slices.DeleteFunc(all, func(e ext4.DirEntry) bool { return e.Type != t })
+func (d *dir) byInode(t vfs.Type) []vfs.DirEntry {
+	all := slices.SortedFunc(maps.Values(d.names), func(a, b vfs.DirEntry) int { return cmp.Compare(a.Ino, b.Ino) })
+	all = slices.DeleteFunc(all, func(e vfs.DirEntry) bool { return e.Type != t })
 	return all[:min(len(all), maxPrograms)]
 }

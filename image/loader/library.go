@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/overlaybd-go/overlaybd/image/ext4"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // openELF asks for the rest of a program or library, and then for those that
@@ -65,7 +65,7 @@ func (s *scout) link(ctx context.Context, f *file, e *elf) {
 	rpath = rpath[:min(len(rpath), maxRpath)]
 	search := slices.Concat(rpath, runpath, libraryDirs(e.machine))
 	var paths []string
-	var entries []ext4.DirEntry
+	var entries []vfs.DirEntry
 	for _, name := range l.needed {
 		if p, e, ok := s.library(ctx, name, search); ok {
 			paths, entries = append(paths, p), append(entries, e)
@@ -81,7 +81,7 @@ func (s *scout) link(ctx context.Context, f *file, e *elf) {
 const maxRpath = 64
 
 // library returns the path of a library, in the first directory that has it.
-func (s *scout) library(ctx context.Context, name string, search []string) (file string, e ext4.DirEntry, ok bool) {
+func (s *scout) library(ctx context.Context, name string, search []string) (file string, e vfs.DirEntry, ok bool) {
 	if path.IsAbs(name) {
 		search, name = []string{path.Dir(name)}, path.Base(name)
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/overlaybd-go/overlaybd/image/ext4"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // Bounds of what a tree keeps and does. A file system made to be slow reaches
@@ -33,7 +34,7 @@ type tree struct {
 // A dir is a directory.
 type dir struct {
 	path     string // without symbolic links
-	names    map[string]ext4.DirEntry
+	names    map[string]vfs.DirEntry
 	suffixes []string // of the names that end in .so, from the first dot on
 }
 
@@ -56,20 +57,20 @@ func (t *tree) dir(ctx context.Context, path string) *dir {
 }
 
 // find returns the file at an absolute path and where it really is.
-func (t *tree) find(ctx context.Context, name string) (ino ext4.Ino, real string, ok bool) {
+func (t *tree) find(ctx context.Context, name string) (ino vfs.Ino, real string, ok bool) {
 	hops := maxHops
 	e, real, ok := t.follow(ctx, path.Clean(name), &hops)
 	return e.Ino, real, ok
 }
 
 // follow looks up the last element of name, and again while it is a link.
-func (t *tree) follow(ctx context.Context, name string, hops *int) (e ext4.DirEntry, real string, ok bool) {
+func (t *tree) follow(ctx context.Context, name string, hops *int) (e vfs.DirEntry, real string, ok bool) {
 	for {
 		parent := t.walk(ctx, path.Dir(name), hops)
 		if parent == nil {
 			return e, "", false
 		}
-		if e, ok = parent.names[path.Base(name)]; !ok || e.Type != ext4.TypeSymlink {
+		if e, ok = parent.names[path.Base(name)]; !ok || e.Type != vfs.TypeSymlink {
 			return e, path.Join(parent.path, path.Base(name)), ok
 		}
 		target, err := t.fs.Readlink(ctx, e.Ino)
@@ -105,7 +106,7 @@ func (t *tree) read(ctx context.Context, name string, hops *int) *dir {
 		return t.list(ctx, ext4.RootIno, name)
 	}
 	e, real, ok := t.follow(ctx, name, hops)
-	if !ok || e.Type != ext4.TypeDirectory {
+	if !ok || e.Type != vfs.TypeDirectory {
 		return nil
 	}
 	if real != name {
@@ -114,8 +115,8 @@ func (t *tree) read(ctx context.Context, name string, hops *int) *dir {
 	return t.list(ctx, e.Ino, real)
 }
 
-func (t *tree) list(ctx context.Context, ino ext4.Ino, name string) *dir {
-	d := &dir{path: name, names: make(map[string]ext4.DirEntry)}
+func (t *tree) list(ctx context.Context, ino vfs.Ino, name string) *dir {
+	d := &dir{path: name, names: make(map[string]vfs.DirEntry)}
 	for e, err := range t.fs.ReadDir(ctx, ino) {
 		if t.entries++; err != nil || t.entries > maxEntries {
 			return nil

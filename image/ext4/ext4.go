@@ -7,7 +7,8 @@
 // metadata when an operation needs it, so that a layer can be applied to
 // parents whose blocks are fetched on demand, keeps what it changed in a
 // bounded cache, and has written all of it only when [FS.Sync] returns. File
-// content goes straight to the device, which may be a [vfs.ContentWriter].
+// content goes straight to the device, which may be a [vfs.ContentWriter]
+// and a [vfs.ContentMapper].
 //
 // What is written is a pure function of the calls made: there are no clocks
 // and no randomness, and space is handed out in the order of the calls, after
@@ -73,6 +74,7 @@ type FS struct {
 	system zone
 	cache  *cache
 	out    stream
+	mapper vfs.ContentMapper // the device, nil if it is none
 
 	data    uint64 // where the search for free data blocks goes on
 	meta    run    // blocks set aside for directories, extent nodes and attributes
@@ -88,6 +90,7 @@ func Open(ctx context.Context, dev backend.Writer) (*FS, error) {
 		return nil, fmt.Errorf("open ext4: %w", err)
 	}
 	f := &FS{dev: dev, sb: sb, cache: newCache(dev, int(sb.blockSize)), out: contentOf(dev)}
+	f.mapper, _ = dev.(vfs.ContentMapper)
 	if err := f.readGroups(ctx); err != nil {
 		return nil, fmt.Errorf("open ext4: %w", err)
 	}

@@ -22,6 +22,7 @@ type fileWriter struct {
 	off    int64  // of the next byte
 	tail   []byte // what is there of the block that off is in, zeroes not counted
 	ahead  run    // allocated, not yet used
+	mapped bool   // nothing may follow
 	closed bool
 }
 
@@ -51,10 +52,21 @@ func (f *FS) regular(ctx context.Context, ino vfs.Ino) (inode, error) {
 	return n, err
 }
 
+// open fails if nothing may be written.
+func (w *fileWriter) open() error {
+	switch {
+	case w.closed:
+		return fs.ErrClosed
+	case w.mapped:
+		return fmt.Errorf("write inode %d behind what is mapped: %w", w.ino, syscall.EINVAL)
+	}
+	return nil
+}
+
 // Write appends p.
 func (w *fileWriter) Write(p []byte) (int, error) {
-	if w.closed {
-		return 0, fs.ErrClosed
+	if err := w.open(); err != nil {
+		return 0, err
 	}
 	done := 0
 	if in := w.inBlock(); in > 0 {
@@ -85,8 +97,8 @@ func (w *fileWriter) Write(p []byte) (int, error) {
 // Skip makes the next n bytes of the file read as zeroes. Whole blocks of them
 // take no space.
 func (w *fileWriter) Skip(n int64) error {
-	if w.closed {
-		return fs.ErrClosed
+	if err := w.open(); err != nil {
+		return err
 	}
 	if n < 0 {
 		return fmt.Errorf("skip %d bytes of inode %d: %w", n, w.ino, syscall.EINVAL)
@@ -102,9 +114,6 @@ func (w *fileWriter) Skip(n int64) error {
 	w.off += n
 	return nil
 }
-
-// Map fails: no device of content elsewhere is supported.
-func (w *fileWriter) Map(int64, int64) error { return errors.ErrUnsupported }
 
 // Close writes what is left and sets the size of the file.
 func (w *fileWriter) Close() error {
@@ -162,7 +171,17 @@ func (w *fileWriter) flushTail() error {
 // blocks stores p, whole blocks, at byte offset off of the file, and returns
 // how much of it was.
 func (w *fileWriter) blocks(off int64, p []byte) (int, error) {
-	if len(p) == 0 {
+	n, err := w.place(off, int64(len(p)), func(at, from, to int64) error {
+		return w.f.out.write(w.ctx, p[from:to], at)
+	})
+	return int(n), err
+}
+
+// place finds room for n bytes, whole blocks, at byte offset off of the file,
+// and has put store them: the bytes [from, to) of the n, which belong at byte
+// offset at of the device. It returns how many were.
+func (w *fileWriter) place(off, n int64, put func(at, from, to int64) error) (done int64, err error) {
+	if n == 0 {
 		return 0, nil
 	}
 	f := w.f
@@ -173,21 +192,20 @@ func (w *fileWriter) blocks(off int64, p []byte) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	done := 0
-	for done < len(p) {
-		bs := f.sb.blockSize
-		r, err := w.take(off+int64(done), uint64(int64(len(p)-done)/bs))
+	bs := f.sb.blockSize
+	for done < n {
+		r, err := w.take(off+done, uint64((n-done)/bs))
 		if err != nil {
 			return done, fmt.Errorf("write inode %d: %w", w.ino, err)
 		}
-		if err := f.appendExtent(w.ctx, ino, uint64((off+int64(done))/bs), r); err != nil {
+		if err := f.appendExtent(w.ctx, ino, uint64((off+done)/bs), r); err != nil {
 			return done, errors.Join(err, f.freeRun(w.ctx, r))
 		}
-		n := int(int64(r.n) * bs)
-		if err := f.out.write(w.ctx, p[done:done+n], f.sb.off(r.start)); err != nil {
+		size := int64(r.n) * bs
+		if err := put(f.sb.off(r.start), done, done+size); err != nil {
 			return done, err
 		}
-		done += n
+		done += size
 	}
 	return done, nil
 }

@@ -222,6 +222,11 @@ func wantError(err, want error) error {
 
 // write sets the content of a file to parts, of which every second is a hole.
 func (p *pair) write(name string, hint int64, parts ...[]byte) error {
+	return p.mapTail(name, hint, nil, nil, parts...)
+}
+
+// mapTail is write, and then maps tail, unless it is empty, from dev's target.
+func (p *pair) mapTail(name string, hint int64, dev *targeted, tail []byte, parts ...[]byte) error {
 	n, ino, err := p.at(name)
 	if err != nil {
 		return err
@@ -240,7 +245,12 @@ func (p *pair) write(name string, hint int64, parts ...[]byte) error {
 			return err
 		}
 	}
-	n.data = bytes.Join(parts, nil)
+	if len(tail) > 0 {
+		if err := w.Map(dev.append(tail), int64(len(tail))); err != nil {
+			return err
+		}
+	}
+	n.data = slices.Concat(bytes.Join(parts, nil), tail)
 	return w.Close()
 }
 

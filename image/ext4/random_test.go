@@ -65,12 +65,14 @@ type editor struct {
 	*pair
 	r   *rand.Rand
 	log *strings.Builder
+	dev *targeted
 }
 
 // run makes the edits of p in the empty file system on v, opening it anew now
 // and then, and compares it with the model.
 func (p program) run(ctx context.Context, v fileVolume, log *strings.Builder) error {
-	f, err := ext4.Open(ctx, v)
+	dev := &targeted{fileVolume: v}
+	f, err := ext4.Open(ctx, dev)
 	if err != nil {
 		return err
 	}
@@ -78,7 +80,7 @@ func (p program) run(ctx context.Context, v fileVolume, log *strings.Builder) er
 	if err != nil {
 		return err
 	}
-	e := &editor{pair: model, log: log}
+	e := &editor{pair: model, log: log, dev: dev}
 	for i, word := range p {
 		e.r = rand.New(rand.NewPCG(word, 1))
 		if err := e.edit(); err != nil {
@@ -88,7 +90,7 @@ func (p program) run(ctx context.Context, v fileVolume, log *strings.Builder) er
 			ext4.LimitCache(e.fs, int(word%97))
 		}
 		if word%300 == 0 {
-			if e.fs, err = e.reopen(ctx, v); err != nil {
+			if e.fs, err = e.reopen(ctx); err != nil {
 				return err
 			}
 		}
@@ -96,18 +98,18 @@ func (p program) run(ctx context.Context, v fileVolume, log *strings.Builder) er
 	if err := e.check(); err != nil {
 		return fmt.Errorf("before it is written: %w", err)
 	}
-	if e.fs, err = e.reopen(ctx, v); err != nil {
+	if e.fs, err = e.reopen(ctx); err != nil {
 		return err
 	}
 	return e.check()
 }
 
-func (e *editor) reopen(ctx context.Context, v fileVolume) (*ext4.FS, error) {
+func (e *editor) reopen(ctx context.Context) (*ext4.FS, error) {
 	fmt.Fprintln(e.log, "reopen")
 	if err := e.fs.Sync(ctx); err != nil {
 		return nil, err
 	}
-	return ext4.Open(ctx, v)
+	return ext4.Open(ctx, e.dev)
 }
 
 func (e *editor) edit() error {
@@ -195,7 +197,13 @@ func (e *editor) writeRandom(file string) error {
 		total += n
 		parts = append(parts, [][]byte{pattern(i, n), make([]byte, n)}[i%2])
 	}
-	return e.write(file, int64(total*e.r.IntN(3)), parts...)
+	hint := int64(total * e.r.IntN(3))
+	if e.r.IntN(2) == 0 {
+		return e.write(file, hint, parts...)
+	}
+	parts = append(parts, make([][]byte, 2-len(parts)%2)...)
+	parts[len(parts)-1] = make([]byte, -total&4095) // to the end of a block, of whatever size
+	return e.mapTail(file, hint, e.dev, pattern(9, e.r.IntN(1<<e.r.IntN(18))), parts...)
 }
 
 // removeAny removes the file, or if it is the root, what may be called name.

@@ -41,6 +41,7 @@ var floors = []struct {
 	{"image/lsmt", []string{"fetcher", "backend"}},
 	{"image/zfile", []string{"fetcher"}},
 	{"image/tarblob", []string{"fetcher"}},
+	{"image/gzidx", []string{"fetcher"}},
 	{"image/vfs", nil},
 	{"image/ext4", []string{"fetcher", "backend", "image/vfs"}},
 	{"image/loader", []string{"fetcher", "backend", "image/ext4", "image/vfs"}},

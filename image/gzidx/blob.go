@@ -112,7 +112,7 @@ func (b *Blob) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 		return 0, eof
 	}
 	r := &rangeReader{ctx: ctx, b: b, off: off, end: off + int64(len(p)), ahead: false}
-	defer r.Close()
+	defer r.leave()
 	n, err := io.ReadFull(r, p)
 	if err != nil {
 		return n, err
@@ -231,9 +231,13 @@ func (r *rangeReader) drop(n int) {
 
 // Close abandons what is not read.
 func (r *rangeReader) Close() error {
+	r.leave()
+	return nil
+}
+
+func (r *rangeReader) leave() {
 	if !r.closed {
 		r.closed = true
 		r.drop(len(r.flights))
 	}
-	return nil
 }

@@ -9,19 +9,19 @@ import "math/bits"
 // finds there the place of a second-level table, which is indexed by the bits
 // that follow and sized by the longest code in it.
 //
-// An entry is
+// The bits of an entry are
 //
-//	bits 0…5    how many bits to consume: the code's, or what is left of it
-//	            in a second-level table, and the extra bits
-//	bits 8…11   how many of them are the code's; of a link to a second-level
-//	            table, how many bits index it
-//	bit 12      end of block
-//	bit 13      no code begins like this
-//	bit 14      link to a second-level table
-//	bit 15      one of the three above
-//	bits 16…30  literal, least length or least distance, or the place of the
-//	            second-level table
-//	bit 31      literal
+//	 0…5   how many bits to consume: the code's, or what is left of it in a
+//	       second-level table, and the extra bits
+//	 8…11  how many of them are the code's; of a link to a second-level table,
+//	       how many bits index it
+//	12     end of block
+//	13     no code begins like this
+//	14     link to a second-level table
+//	15     one of the three above
+//	16…30  literal, least length or least distance, or the place of the
+//	       second-level table
+//	31     literal
 const (
 	entryEnd     = 1<<12 | entryOdd
 	entryInvalid = 1<<13 | entryOdd

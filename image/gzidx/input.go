@@ -29,7 +29,7 @@ type input struct {
 	pos   int   // of the first byte that is not in b
 	end   int   // of the last byte that is there
 	limit int   // the last pos from which eight bytes may be loaded
-	base  int64 // where in the file in[0] lies
+	at    int64 // where in the file in[0] lies
 	done  bool  // r has no more
 
 	b uint64
@@ -45,11 +45,11 @@ func (i *input) reset(r io.Reader, off int64) {
 	if i.in == nil {
 		i.in = make([]byte, inputSize+padding)
 	}
-	*i = input{r: r, in: i.in, base: off, limit: -1, leaving: i.leaving}
+	*i = input{r: r, in: i.in, at: off, limit: -1, leaving: i.leaving}
 }
 
 // bitPos returns where in the file the next bit lies.
-func (i *input) bitPos() int64 { return (i.base+int64(i.pos))*8 - int64(i.n) }
+func (i *input) bitPos() int64 { return (i.at+int64(i.pos))*8 - int64(i.n) }
 
 // more reads more of the input, and returns errTruncated if there is
 // none.
@@ -59,10 +59,10 @@ func (i *input) more() error {
 	}
 	if drop := min(i.pos, i.end) - lookback; drop > inputSize/2 {
 		if i.leaving != nil {
-			i.leaving(i.in[:drop], i.base)
+			i.leaving(i.in[:drop], i.at)
 		}
 		copy(i.in, i.in[drop:i.end])
-		i.pos, i.end, i.base = i.pos-drop, i.end-drop, i.base+int64(drop)
+		i.pos, i.end, i.at = i.pos-drop, i.end-drop, i.at+int64(drop)
 	}
 	n, err := readSome(i.r, i.in[i.end:inputSize])
 	i.end += n
@@ -149,14 +149,14 @@ func (i *input) byte() (byte, error) {
 	return i.in[i.pos-1], nil
 }
 
-// start skips to bit bit of the next byte.
-func (i *input) start(bit uint8) error {
+// skip skips bits, at most 7.
+func (i *input) skip(bits uint8) error {
 	if err := i.want(8); err != nil {
 		return err
 	}
 	if err := i.refill(); err != nil {
 		return err
 	}
-	i.take(uint(bit))
+	i.take(uint(bits))
 	return nil
 }

@@ -228,7 +228,7 @@ func (z *Reader) settle(all bool) {
 		p := z.waiting[0]
 		z.waiting = z.waiting[1:]
 		p.keepWindow(z.f.out)
-		p.leave(z.f.in[:z.f.end], z.f.input.base)
+		p.leave(z.f.in[:z.f.end], z.f.at)
 		z.mark.clean(p.window, p.data, uint8(p.bit%8))
 		z.points = append(z.points, z.pack.point(p))
 	}

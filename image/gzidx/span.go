@@ -27,7 +27,7 @@ func (d *decoder) reset(r io.Reader, i int) error {
 	if p.bits == 0 {
 		return nil
 	}
-	return d.changed(i, d.f.start(8-p.bits))
+	return d.changed(i, d.f.skip(8-p.bits))
 }
 
 // span decodes span i and checks what came out. The input must be where the
@@ -60,7 +60,7 @@ func (d *decoder) changed(i int, err error) error {
 	if !isFormat(err) {
 		return err
 	}
-	return fmt.Errorf("%w: span %d, byte %d: %s", ErrChanged, i, d.f.bitPos()/8, err)
+	return fmt.Errorf("%w: span %d, byte %d: %w", ErrChanged, i, d.f.bitPos()/8, err)
 }
 
 const (

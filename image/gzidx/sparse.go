@@ -31,7 +31,7 @@ func (m *marker) clean(window, data []byte, bit uint8) {
 
 // mark goes through the blocks until matches cannot reach the window any more.
 func (m *marker) mark(bit uint8) error {
-	if err := m.f.start(bit); err != nil {
+	if err := m.f.skip(bit); err != nil {
 		return err
 	}
 	for m.pos < windowSize && !m.f.final {

@@ -73,7 +73,7 @@ func (z *Reader) WriteIndex(w io.Writer) (int64, error) {
 	x.entries = x.checks.off + x.checks.size
 	x.fileSize = x.entries + int64(entries.Len())
 	var n int64
-	for _, part := range [][]byte{x.header.marshal(), z.pack.windows.Bytes(), sums, entries.Bytes()} {
+	for _, part := range [][]byte{x.marshal(), z.pack.windows.Bytes(), sums, entries.Bytes()} {
 		k, err := w.Write(part)
 		n += int64(k)
 		if err != nil {

@@ -43,6 +43,7 @@ var floors = []struct {
 	{"image/tarblob", []string{"fetcher"}},
 	{"image/gzidx", []string{"fetcher"}},
 	{"image/vfs", nil},
+	{"image/zstdidx", []string{"fetcher"}},
 	{"image/ext4", []string{"fetcher", "backend", "image/vfs"}},
 	{"image/loader", []string{"fetcher", "backend", "image/ext4", "image/vfs"}},
 	// 2 assembly

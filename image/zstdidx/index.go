@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package zstdidx
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"sort"
+)
+
+const (
+	magic      = "zstdidx\x00"
+	version    = 1
+	headSize   = 64
+	recordSize = 24
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Info is what an index says of its zstd file.
+type Info struct {
+	Size           int64 // bytes of content
+	CompressedSize int64 // bytes of the zstd file
+}
+
+// A span is a piece of content that is decoded as one.
+type span struct {
+	start  int64 // of the content, bytes
+	size   int64 // bytes of content
+	pos    int64 // in the zstd file
+	stored int64 // bytes of the zstd file
+	crc    uint32
+	state  int   // bytes of state, 0 if the span begins with a frame
+	at     int64 // of the state in the index's states
+}
+
+// An index is an index file.
+type index struct {
+	Info
+	spans  []span
+	states []byte
+}
+
+// Detect reports whether head, of at least 8 bytes, begins an index file.
+func Detect(head []byte) bool {
+	return len(head) >= len(magic) && string(head[:len(magic)]) == magic
+}
+
+// marshal returns the index file.
+func (x *index) marshal() []byte {
+	b := make([]byte, headSize, headSize+len(x.spans)*recordSize+len(x.states))
+	for _, s := range x.spans {
+		b = binary.LittleEndian.AppendUint64(b, uint64(s.pos))
+		b = binary.LittleEndian.AppendUint32(b, uint32(s.stored))
+		b = binary.LittleEndian.AppendUint32(b, uint32(s.size))
+		b = binary.LittleEndian.AppendUint32(b, s.crc)
+		b = binary.LittleEndian.AppendUint32(b, uint32(s.state))
+	}
+	b = append(b, x.states...)
+	copy(b, magic)
+	binary.LittleEndian.PutUint32(b[8:], version)
+	binary.LittleEndian.PutUint32(b[12:], uint32(len(x.spans)))
+	binary.LittleEndian.PutUint64(b[16:], uint64(x.CompressedSize))
+	binary.LittleEndian.PutUint64(b[24:], uint64(x.Size))
+	binary.LittleEndian.PutUint64(b[32:], uint64(len(b)))
+	binary.LittleEndian.PutUint32(b[56:], crc32.Checksum(b[headSize:], castagnoli))
+	binary.LittleEndian.PutUint32(b[60:], crc32.Checksum(b[:60], castagnoli))
+	return b
+}
+
+// ReadInfo returns what the index file of indexSize bytes says of its zstd
+// file. It reads the header alone.
+func ReadInfo(file io.ReaderAt, indexSize int64) (Info, error) {
+	h, err := readHead(file, indexSize)
+	return h.Info, err
+}
+
+// A head is what the header of an index file says.
+type head struct {
+	Info
+	spans int
+	crc   uint32 // of all that follows
+}
+
+func readHead(file io.ReaderAt, size int64) (h head, err error) {
+	if size < headSize {
+		return h, malformed("index of %d bytes, its header has %d", size, headSize)
+	}
+	var b [headSize]byte
+	if n, err := file.ReadAt(b[:], 0); n < len(b) {
+		return h, fmt.Errorf("read header of zstd index: %w", err)
+	}
+	if !Detect(b[:]) {
+		return h, malformed("index with magic %q", b[:8])
+	}
+	if got, want := crc32.Checksum(b[:60], castagnoli), binary.LittleEndian.Uint32(b[60:]); got != want {
+		return h, malformed("CRC of the index's header is %08x, computed %08x", want, got)
+	}
+	if v := binary.LittleEndian.Uint32(b[8:]); v != version {
+		return h, malformed("index of version %d, want %d", v, version)
+	}
+	h.spans = int(binary.LittleEndian.Uint32(b[12:]))
+	h.CompressedSize = int64(binary.LittleEndian.Uint64(b[16:]))
+	h.Size = int64(binary.LittleEndian.Uint64(b[24:]))
+	h.crc = binary.LittleEndian.Uint32(b[56:])
+	switch said := int64(binary.LittleEndian.Uint64(b[32:])); {
+	case said != size:
+		return h, malformed("index of %d bytes, it says %d", size, said)
+	case int64(h.spans) > (size-headSize)/recordSize:
+		return h, malformed("index of %d bytes with %d spans", size, h.spans)
+	case h.CompressedSize < 0 || h.Size < 0 || h.Size > int64(h.spans)*maxSpan:
+		return h, malformed("index of %d spans for %d bytes in %d", h.spans, h.Size, h.CompressedSize)
+	}
+	return h, nil
+}
+
+// readIndex reads and checks an index file, but for the states.
+func readIndex(file io.ReaderAt, size int64) (*index, error) {
+	h, err := readHead(file, size)
+	if err != nil {
+		return nil, err
+	}
+	// Memory is taken as bytes come, and not on the word of a size.
+	b, err := io.ReadAll(io.NewSectionReader(file, headSize, size-headSize))
+	if err != nil {
+		return nil, fmt.Errorf("read zstd index: %w", err)
+	}
+	if int64(len(b)) != size-headSize {
+		return nil, fmt.Errorf("read zstd index: %w", io.ErrUnexpectedEOF)
+	}
+	if got := crc32.Checksum(b, castagnoli); got != h.crc {
+		return nil, malformed("CRC of the index is %08x, computed %08x", h.crc, got)
+	}
+	x := &index{Info: h.Info, spans: make([]span, h.spans), states: b[h.spans*recordSize:]}
+	return x, x.parse(b)
+}
+
+// parse parses the records at the start of b.
+func (x *index) parse(b []byte) error {
+	var start, pos, at int64
+	for i := range x.spans {
+		r := b[i*recordSize:]
+		s := span{
+			start:  start,
+			pos:    int64(binary.LittleEndian.Uint64(r)),
+			stored: int64(binary.LittleEndian.Uint32(r[8:])),
+			size:   int64(binary.LittleEndian.Uint32(r[12:])),
+			crc:    binary.LittleEndian.Uint32(r[16:]),
+			state:  int(binary.LittleEndian.Uint32(r[20:])),
+			at:     at,
+		}
+		switch {
+		case s.size == 0 || s.size > maxSpan || s.stored == 0 || s.stored > maxStored:
+			return malformed("span %d of %d bytes in %d", i, s.size, s.stored)
+		case s.pos < pos || s.pos > x.CompressedSize-s.stored:
+			return malformed("span %d at byte %d of %d, after one that ends at %d", i, s.pos, x.CompressedSize, pos)
+		case int64(s.state) > int64(len(x.states))-at:
+			return malformed("span %d with %d bytes of state, there are %d", i, s.state, int64(len(x.states))-at)
+		}
+		x.spans[i] = s
+		start, pos, at = start+s.size, s.pos+s.stored, at+int64(s.state)
+	}
+	if start != x.Size || at != int64(len(x.states)) {
+		return malformed("spans of %d bytes, %d of state, want %d and %d", start, at, x.Size, len(x.states))
+	}
+	return nil
+}
+
+// find returns the span that holds byte off, which is not beyond the content.
+func (x *index) find(off int64) int {
+	return sort.Search(len(x.spans), func(i int) bool { return x.spans[i].start > off }) - 1
+}
+
+// decode returns the content of span i, whose part of the zstd file is at hand
+// in r. An error of the class [ErrCorrupt] tells that r or the index is wrong;
+// others are those of r.
+func (x *index) decode(d *decoder, r io.Reader, i int) ([]byte, error) {
+	s := &x.spans[i]
+	var st *state
+	var past *past
+	var err error
+	if s.state > 0 {
+		if st, err = parseState(x.states[s.at:][:s.state], s.size); err != nil {
+			return nil, err
+		}
+		if past, err = st.past(d); err != nil {
+			return nil, err
+		}
+	}
+	part := &io.LimitedReader{R: r, N: s.stored}
+	d.reset(part, int(s.size))
+	if st != nil {
+		if err := st.restore(d, past); err != nil {
+			return nil, err
+		}
+	}
+	for int64(len(d.out.buf)) < s.size {
+		err := d.step()
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) && part.N == 0 {
+			return nil, malformed("%d bytes of content, index says %d", len(d.out.buf), s.size)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	if d.pos != s.stored {
+		return nil, malformed("content in %d bytes, index says %d", d.pos, s.stored)
+	}
+	if got := crc32.Checksum(d.out.buf, castagnoli); got != s.crc {
+		return nil, malformed("CRC of content is %08x, index says %08x", got, s.crc)
+	}
+	return d.out.buf, nil
+}
+
+// end returns where span i ends in the zstd file.
+func (x *index) end(i int) int64 { return x.spans[i].pos + x.spans[i].stored }

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package zstdidx
+
+// An output is where decoded bytes go, and where matches take them from.
+type output struct {
+	buf   []byte // what is decoded; at least margin bytes of capacity stay free
+	base  int    // where in buf the span begins: what lies before is far
+	frame int    // where in buf the frame begins; negative if it is not there any more
+
+	marks *marks // notes what is taken from before base, which buf has
+	past  *past  // what lies before base, which buf has not
+}
+
+// room returns how many bytes may be added.
+func (o *output) room() int { return cap(o.buf) - len(o.buf) - margin }
+
+// append adds the bytes p.
+func (o *output) append(p []byte) error {
+	if len(p) > o.room() {
+		return malformed("%d bytes more, room for %d", len(p), o.room())
+	}
+	o.buf = append(o.buf, p...)
+	return nil
+}
+
+// extend adds n bytes for the caller to fill.
+func (o *output) extend(n int) ([]byte, error) {
+	if n > o.room() {
+		return nil, malformed("%d bytes more, room for %d", n, o.room())
+	}
+	at := len(o.buf)
+	o.buf = o.buf[:at+n]
+	return o.buf[at:], nil
+}
+
+// far copies a match to byte p that begins before the span: it notes what is
+// taken from there, or takes it from what was noted.
+func (o *output) far(p, offset, length int) error {
+	from := p - offset
+	if from < o.frame || o.frame > o.base {
+		return malformed("match of offset %d begins before its frame", offset)
+	}
+	buf := o.buf[:cap(o.buf)]
+	n := min(length, o.base-from)
+	switch {
+	case o.past != nil:
+		if !o.past.copy(buf[p:p+n], o.base-from) {
+			return malformed("match %d bytes before the span, where its index has nothing", o.base-from)
+		}
+	case from < 0:
+		return malformed("match of offset %d begins before what was decoded", offset)
+	default:
+		if o.marks != nil {
+			o.marks.add(o.base-from, n)
+		}
+		copyFar(buf, p, from, n)
+	}
+	if n < length {
+		copyFar(buf, p+n, from+n, length-n)
+	}
+	return nil
+}
+
+// copyFar copies n bytes inside buf, which may be some of those it makes.
+func copyFar(buf []byte, p, from, n int) {
+	if from+n <= p {
+		copy(buf[p:p+n], buf[from:])
+		return
+	}
+	overlap(buf[from:p+n], p-from)
+}
+
+// slide makes room for n bytes by forgetting all that lies before byte keep, or
+// by growing where that would be a poor gain.
+func (o *output) slide(keep, n int) {
+	if o.room() >= n {
+		return
+	}
+	if keep >= cap(o.buf)/3 {
+		o.drop(keep)
+		if o.room() >= n {
+			return
+		}
+	}
+	grown := make([]byte, len(o.buf), max(len(o.buf)+n+margin, cap(o.buf)*3/2))
+	copy(grown, o.buf)
+	o.buf = grown
+}
+
+// drop forgets all before byte keep.
+func (o *output) drop(keep int) {
+	o.buf = o.buf[:copy(o.buf, o.buf[keep:])]
+	o.base -= keep
+	o.frame -= keep
+}

@@ -45,9 +45,8 @@ var floors = []struct {
 	{"image/vfs", nil},
 	{"image/zstdidx", []string{"fetcher"}},
 	{"image/ext4", []string{"fetcher", "backend", "image/vfs"}},
-	{"image/loader", []string{"fetcher", "backend", "image/ext4", "image/vfs"}},
 	{"image/erofs", []string{"backend", "image/vfs"}},
-	{"image/loader", []string{"fetcher", "backend", "image/ext4"}},
+	{"image/loader", []string{"fetcher", "backend", "image/ext4", "image/vfs"}},
 	// 2 assembly
 	{"image", []string{"fetcher", "backend", "image/*"}},
 	{"image/build", []string{"fetcher", "fetcher/file", "backend", "image", "image/*"}},

@@ -24,7 +24,7 @@ func (w *fileWriter) Map(at, n int64) error {
 	if err := w.mappable(); err != nil {
 		return fmt.Errorf("map %d bytes to inode %d: %w", n, w.ino, err)
 	}
-	w.mapped = true
+	w.mapped = n&(bs-1) != 0
 	sectors := roundUp(n, backend.SectorSize)
 	done, err := w.place(w.off, roundUp(n, bs), func(off, from, to int64) error {
 		have := min(to, sectors) - from

@@ -160,6 +160,26 @@ func TestMapHugeFile(t *testing.T) {
 	}
 }
 
+// TestMapThenWrite: whole blocks are mapped, the rest is stored.
+func TestMapThenWrite(t *testing.T) {
+	v := &targeted{fileVolume: newFile(t, 64<<20)}
+	f := format(t, v)
+	want := pattern(5, 20_000)
+	ino := must(f.Create(t.Context(), ext4.RootIno, "file", attr(syscall.S_IFREG|0o644)))
+	w := must(f.Writer(t.Context(), ino, 20_000))
+	_, err := w.Write(want[:4096])
+	err = errors.Join(err, w.Map(v.append(want[4096:16384]), 12288))
+	must(w.Write(want[16384:]))
+	if err := errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	flush(t, f)
+	fsck(t, v.fileVolume)
+	if got := readFile(t, open(t, v), ino); !bytes.Equal(got, want) {
+		t.Error("the file reads differently")
+	}
+}
+
 // TestMapErrors: what cannot be mapped is refused, and takes no block.
 func TestMapErrors(t *testing.T) {
 	v := &targeted{fileVolume: newFile(t, 8<<20)}

@@ -117,7 +117,7 @@ type FileWriter interface {
 	// errors.ErrUnsupported where the device has no target, or where the file
 	// so far does not end at a block of the file system. n need be no multiple
 	// of anything; the bytes of the target behind it, up to the next multiple
-	// of 512, must be zeros. Only Close may follow.
+	// of 512, must be zeros. Unless n is whole blocks, only Close may follow.
 	Map(at, n int64) error
 }
 

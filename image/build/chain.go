@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package build makes block layers of tars, in user space: it unpacks each
-// layer of an image onto an ext4 file system over the layers below, and writes
-// out what changed as a sealed LSMT layer.
+// layer of an image onto a file system over the layers below, and writes out what
+// changed as a sealed LSMT layer.
 //
 // A layer is written in one pass, while it is unpacked: first the content of
 // its files, in the order of the tar, then the file system's metadata. So it
@@ -27,7 +27,6 @@ import (
 	"github.com/overlaybd-go/overlaybd/backend"
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/image"
-	"github.com/overlaybd-go/overlaybd/image/ext4"
 	"github.com/overlaybd-go/overlaybd/image/lsmt"
 )
 
@@ -42,6 +41,9 @@ type Options struct {
 	// VirtualSize is the size of the disk in bytes, where the bottom layer is
 	// built; 0 stands for 64 GiB.
 	VirtualSize int64
+
+	// FSType is the type of the disk's file system: "ext4", the default.
+	FSType string
 }
 
 // defaultSize is the size of a disk, in bytes, as in the reference.
@@ -87,6 +89,10 @@ func (c *Chain) Push(ctx context.Context, blob fetcher.Blob, name string) error 
 type Layer struct {
 	DiffID digest.Digest // of the tar, uncompressed
 	Names  lsmt.CommitOptions
+
+	// Index takes the index by which the layer, if it is compressed, can be
+	// read at random: of gzidx or zstdidx. Nil if none is wanted.
+	Index io.Writer
 }
 
 // Build unpacks the layer in r, a tar that may be compressed, over the layers
@@ -96,24 +102,49 @@ type Layer struct {
 // build upon it.
 //
 // r is read ahead: whoever ends ctx must see to it that reading r ends too.
-func (c *Chain) Build(ctx context.Context, w io.Writer, r io.Reader, l Layer) (err error) {
+func (c *Chain) Build(ctx context.Context, w io.Writer, r io.Reader, l Layer) error {
+	_, err := c.BuildTarget(ctx, w, r, l)
+	return err
+}
+
+// BuildTarget is Build, and tells what the layer in r is compressed with.
+func (c *Chain) BuildTarget(ctx context.Context, w io.Writer, r io.Reader, l Layer) (kind Kind, err error) {
+	fsType, err := fsTypeOf(c.opts.FSType)
+	if err != nil {
+		return "", err
+	}
+	disk, err := c.disk(w, l)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, disk.Close()) }()
+	content, err := open(r, l.Index != nil)
+	if err != nil {
+		return "", err
+	}
+	err = check(content, l.DiffID, func(layer io.Reader) error { return c.unpack(ctx, fsType, disk, layer) })
+	if err = errors.Join(err, content.Close()); err != nil {
+		return "", err
+	}
+	if content.index != nil {
+		if _, err := content.index.WriteIndex(l.Index); err != nil {
+			return "", err
+		}
+	}
+	return content.kind, disk.Finish(ctx)
+}
+
+// disk begins a layer on those so far.
+func (c *Chain) disk(w io.Writer, l Layer) (*lsmt.Builder, error) {
 	lower, err := c.lower()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	opts := lsmt.BuilderOptions{CommitOptions: l.Names, TempDir: c.opts.Dir}
 	if lower == nil {
 		opts.VirtualSize = c.opts.VirtualSize
 	}
-	disk, err := lsmt.Build(w, lower, opts)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, disk.Close()) }()
-	if err := c.fill(ctx, disk, r, l.DiffID); err != nil {
-		return err
-	}
-	return disk.Finish(ctx)
+	return lsmt.Build(w, lower, opts)
 }
 
 // Commit writes all layers to w as one.
@@ -134,20 +165,17 @@ func (c *Chain) lower() (*lsmt.Stack, error) {
 	return lsmt.Merge(c.layers)
 }
 
-// fill unpacks r onto disk.
-func (c *Chain) fill(ctx context.Context, disk backend.Writer, r io.Reader, diffID digest.Digest) error {
-	content, err := Decompress(r)
-	if err != nil {
-		return err
-	}
+// check has unpack read content, and the rest of it be read, and checks that it
+// is what the diff ID says.
+func check(content io.Reader, diffID digest.Digest, unpack func(layer io.Reader) error) error {
 	h := sha256.New()
 	p := newPump(content, h)
-	err = c.unpack(ctx, disk, p)
+	err := unpack(p)
 	if err == nil {
 		_, err = io.Copy(io.Discard, p) // what lies behind the end of the tar counts
 	}
 	p.close()
-	if err = errors.Join(err, content.Close()); err != nil {
+	if err != nil {
 		return err
 	}
 	if got := digest.NewDigest(digest.SHA256, h); got != diffID {
@@ -156,21 +184,16 @@ func (c *Chain) fill(ctx context.Context, disk backend.Writer, r io.Reader, diff
 	return nil
 }
 
-func (c *Chain) unpack(ctx context.Context, disk backend.Writer, layer io.Reader) error {
+// unpack applies the tar layer to the file system on disk, which it makes for
+// the bottom layer.
+func (c *Chain) unpack(ctx context.Context, t fsType, disk backend.Writer, layer io.Reader) error {
+	open := t.open
 	if len(c.layers) == 0 {
-		if err := ext4.Format(ctx, disk, ext4.FormatOptions{}); err != nil {
-			return err
-		}
+		open = t.create
 	}
-	fsys, err := ext4.Open(ctx, disk)
+	fsys, err := open(ctx, disk)
 	if err != nil {
 		return err
-	}
-	if len(c.layers) == 0 {
-		// Format makes it as mkfs does; the image may have one of its own.
-		if err := fsys.Remove(ctx, ext4.RootIno, "lost+found"); err != nil {
-			return err
-		}
 	}
 	if err := Apply(ctx, fsys, layer); err != nil {
 		return err

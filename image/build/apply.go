@@ -24,8 +24,24 @@ var ErrUnsafe = errors.New("unsafe layer")
 // over a directory: whiteouts delete, a directory over a directory takes its
 // attributes, anything else replaces what is there. It does not sync fsys.
 func Apply(ctx context.Context, fsys vfs.FileSystem, layer io.Reader) error {
-	a := &applier{ctx: ctx, tree: tree{fs: fsys, made: newMade()}, buf: make([]byte, copySize)}
-	r := tar.NewReader(layer)
+	return newApplier(ctx, fsys, layer).run()
+}
+
+// An applier unpacks one layer.
+type applier struct {
+	ctx    context.Context // of the whole layer
+	tree   tree
+	tape   *tape
+	target bool // content stays in the tar
+	buf    []byte
+}
+
+func newApplier(ctx context.Context, fsys vfs.FileSystem, layer io.Reader) *applier {
+	return &applier{ctx: ctx, tree: tree{fs: fsys, made: newMade()}, tape: &tape{r: layer}, buf: make([]byte, copySize)}
+}
+
+func (a *applier) run() error {
+	r := tar.NewReader(a.tape)
 	for n := 0; ; n++ {
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {
@@ -38,13 +54,6 @@ func Apply(ctx context.Context, fsys vfs.FileSystem, layer io.Reader) error {
 			return fmt.Errorf("apply tar entry %d, %.200q: %w", n, h.Name, err)
 		}
 	}
-}
-
-// An applier unpacks one layer.
-type applier struct {
-	ctx  context.Context // of the whole layer
-	tree tree
-	buf  []byte
 }
 
 const (
@@ -148,7 +157,7 @@ func (a *applier) put(dir vfs.Ino, name string, h *tar.Header, content io.Reader
 	}
 	a.tree.made.add(ino)
 	if attr.Mode&syscall.S_IFMT == syscall.S_IFREG {
-		if err := a.write(ino, content, h.Size); err != nil {
+		if err := a.write(ino, h, content); err != nil {
 			return err
 		}
 	}

@@ -125,8 +125,14 @@ func diffID(t testing.TB, l layer) digest.Digest {
 // is left.
 func newChain(t testing.TB, size int64) *build.Chain {
 	t.Helper()
+	return chainOf(t, build.Options{VirtualSize: size})
+}
+
+func chainOf(t testing.TB, opts build.Options) *build.Chain {
+	t.Helper()
 	dir := t.TempDir()
-	c := build.New(build.Options{Dir: dir, VirtualSize: size})
+	opts.Dir = dir
+	c := build.New(opts)
 	t.Cleanup(func() {
 		if err := c.Close(); err != nil {
 			t.Error(err)
@@ -195,6 +201,11 @@ func stack(t testing.TB, files []string) *lsmt.Stack {
 	for _, name := range files {
 		layers = append(layers, openLayer(t, name))
 	}
+	return merge(t, layers)
+}
+
+func merge(t testing.TB, layers []*lsmt.Layer) *lsmt.Stack {
+	t.Helper()
 	merged, err := lsmt.Merge(layers)
 	if err != nil {
 		t.Fatal(err)
@@ -220,7 +231,11 @@ func openLayer(t testing.TB, name string) *lsmt.Layer {
 // finds nothing wrong.
 func flat(t testing.TB, files []string) (disk string) {
 	t.Helper()
-	s := stack(t, files)
+	return flatten(t, stack(t, files))
+}
+
+func flatten(t testing.TB, s *lsmt.Stack) (disk string) {
+	t.Helper()
 	disk = filepath.Join(t.TempDir(), "disk.img")
 	f, err := os.Create(disk)
 	if err != nil {
@@ -278,6 +293,15 @@ func mounted(t testing.TB, disk string) (root string) {
 // makes of the layers in a directory.
 func sameAsContainerd(t *testing.T, layers ...layer) {
 	t.Helper()
+	againstContainerd(t, func(ids []digest.Digest) (disk string) {
+		return flat(t, applyAs(t, newChain(t, 2<<30), ids, layers...))
+	}, layers...)
+}
+
+// againstContainerd asserts that the kernel sees on the disk that build makes, of layers
+// of the given diff IDs, what containerd makes of the layers in a directory.
+func againstContainerd(t *testing.T, build func(ids []digest.Digest) (disk string), layers ...layer) {
+	t.Helper()
 	need.Root(t)
 	oracle := t.TempDir()
 	begun := time.Now().UTC().Format("2006-01-02T15:04:05")
@@ -289,7 +313,7 @@ func sameAsContainerd(t *testing.T, layers ...layer) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := e2e.ReadTree(mounted(t, flat(t, applyAs(t, newChain(t, 2<<30), ids, layers...))))
+	got, err := e2e.ReadTree(mounted(t, build(ids)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,7 +2,7 @@
 
 // Package build makes block layers of tars, in user space: it unpacks each
 // layer of an image onto a file system over the layers below, and writes out what
-// changed as a sealed LSMT layer.
+// changed as a sealed LSMT layer. The content of files may stay in the tar.
 //
 // A layer is written in one pass, while it is unpacked: first the content of
 // its files, in the order of the tar, then the file system's metadata. So it
@@ -44,6 +44,11 @@ type Options struct {
 
 	// FSType is the type of the disk's file system: "ext4", the default.
 	FSType string
+
+	// Target leaves the content of files in the tars that layers are made of:
+	// a layer has only where it is, besides the metadata, and is read with the
+	// uncompressed tar as its target.
+	Target bool
 }
 
 // defaultSize is the size of a disk, in bytes, as in the reference.
@@ -78,6 +83,18 @@ func (c *Chain) Close() error {
 // when Push fails. name is how errors call it.
 func (c *Chain) Push(ctx context.Context, blob fetcher.Blob, name string) error {
 	l, err := image.OpenLayer(ctx, blob, name)
+	if err != nil {
+		return err
+	}
+	c.layers = append(c.layers, l)
+	return nil
+}
+
+// PushTarget puts a block layer on top that was made with Options.Target. The
+// chain owns blob, and target, of which it reads nothing; they stay the caller's
+// when PushTarget fails.
+func (c *Chain) PushTarget(ctx context.Context, blob, target fetcher.Blob, name string) error {
+	l, err := image.OpenTargetLayer(ctx, blob, target, name)
 	if err != nil {
 		return err
 	}
@@ -140,7 +157,7 @@ func (c *Chain) disk(w io.Writer, l Layer) (*lsmt.Builder, error) {
 	if err != nil {
 		return nil, err
 	}
-	opts := lsmt.BuilderOptions{CommitOptions: l.Names, TempDir: c.opts.Dir}
+	opts := lsmt.BuilderOptions{CommitOptions: l.Names, TempDir: c.opts.Dir, Target: c.opts.Target}
 	if lower == nil {
 		opts.VirtualSize = c.opts.VirtualSize
 	}
@@ -195,7 +212,9 @@ func (c *Chain) unpack(ctx context.Context, t fsType, disk backend.Writer, layer
 	if err != nil {
 		return err
 	}
-	if err := Apply(ctx, fsys, layer); err != nil {
+	a := newApplier(ctx, fsys, layer)
+	a.target = c.opts.Target
+	if err := a.run(); err != nil {
 		return err
 	}
 	return fsys.Sync(ctx)

@@ -21,15 +21,23 @@ const (
 
 var zeros [blockSize]byte
 
-// write makes content that of the new file ino. Blocks of zeros become holes:
-// that keeps those of sparse files, and reads the same for all others.
-func (a *applier) write(ino vfs.Ino, content io.Reader, size int64) (err error) {
-	if size == 0 {
+// write makes content, which h describes, that of the new file ino.
+func (a *applier) write(ino vfs.Ino, h *tar.Header, content io.Reader) error {
+	if h.Size == 0 {
 		return nil
 	}
-	if limit := a.tree.fs.Size(); size > limit {
-		return fmt.Errorf("file of %d bytes on a disk of %d: %w", size, limit, syscall.EFBIG)
+	if limit := a.tree.fs.Size(); h.Size > limit {
+		return fmt.Errorf("file of %d bytes on a disk of %d: %w", h.Size, limit, syscall.EFBIG)
 	}
+	if a.target && isRun(h) {
+		return a.mapBody(ino, content, h.Size)
+	}
+	return a.store(ino, content, h.Size)
+}
+
+// store writes content to the new file ino. Blocks of zeros become holes: that
+// keeps those of sparse files, and reads the same for all others.
+func (a *applier) store(ino vfs.Ino, content io.Reader, size int64) (err error) {
 	w, err := a.tree.fs.Writer(a.ctx, ino, size)
 	if err != nil {
 		return err

@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package build_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/fetcher"
+	filefetch "github.com/overlaybd-go/overlaybd/fetcher/file"
+	"github.com/overlaybd-go/overlaybd/image/build"
+	"github.com/overlaybd-go/overlaybd/image/ext4"
+	"github.com/overlaybd-go/overlaybd/image/lsmt"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
+	"github.com/overlaybd-go/overlaybd/tests/e2e"
+	"github.com/overlaybd-go/overlaybd/tests/need"
+)
+
+// A turbo layer is the files of one whose content is in its tar.
+type turbo struct{ sealed, tar string }
+
+// absent is a target that nobody may read.
+type absent struct{}
+
+func (absent) ReadAt(context.Context, []byte, int64) (int, error) {
+	return 0, errors.New("the target of a lower layer was read")
+}
+func (absent) Size() int64  { return 1 << 62 }
+func (absent) Close() error { return nil }
+
+// applyTarget puts the layers of the given diff IDs on a new chain whose
+// targets cannot be read, and returns their disk with the real ones.
+func applyTarget(t testing.TB, size int64, ids []digest.Digest, layers ...layer) *lsmt.Stack {
+	t.Helper()
+	c, dir := chainOf(t, build.Options{VirtualSize: size, Target: true}), t.TempDir()
+	var opened []*lsmt.Layer
+	for i, l := range layers {
+		x := turbo{filepath.Join(dir, fmt.Sprint(i, ".lsmt")), filepath.Join(dir, fmt.Sprint(i, ".tar"))}
+		if err := errors.Join(x.build(t, c, l, ids[i]), os.WriteFile(x.tar, uncompressed(t, l), 0o600)); err != nil {
+			t.Fatalf("layer %d: %v", i, err)
+		}
+		if err := c.PushTarget(t.Context(), blobOf(t, x.sealed), absent{}, x.sealed); err != nil {
+			t.Fatalf("layer %d: %v", i, err)
+		}
+		opened = append(opened, x.open(t))
+	}
+	return merge(t, opened)
+}
+
+func (x turbo) build(t testing.TB, c *build.Chain, l layer, id digest.Digest) error {
+	t.Helper()
+	r := l(t)
+	defer r.Close()
+	f, err := os.Create(x.sealed)
+	if err != nil {
+		return err
+	}
+	return errors.Join(c.Build(t.Context(), f, r, build.Layer{DiffID: id}), f.Close())
+}
+
+func (x turbo) open(t testing.TB) *lsmt.Layer {
+	t.Helper()
+	l, err := lsmt.OpenWithTarget(t.Context(), blobOf(t, x.sealed), blobOf(t, x.tar))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func blobOf(t testing.TB, name string) fetcher.Blob {
+	t.Helper()
+	b, err := filefetch.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// uncompressed returns the tar of a layer that may be compressed.
+func uncompressed(t testing.TB, l layer) []byte {
+	t.Helper()
+	r := l(t)
+	defer r.Close()
+	d, err := build.Decompress(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	p, err := io.ReadAll(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// contents returns the content of the regular files of a disk by their paths,
+// and asserts that their last blocks end in zeros, which mmap shows.
+func contents(t testing.TB, disk backend.Volume) map[string]string {
+	t.Helper()
+	r, err := ext4.NewReader(t.Context(), disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := make(map[string]string)
+	var walk func(dir vfs.Ino, path string)
+	walk = func(dir vfs.Ino, path string) {
+		for e, err := range r.ReadDir(t.Context(), dir) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			switch name := path + e.Name; e.Type {
+			case vfs.TypeDirectory:
+				walk(e.Ino, name+"/")
+			case vfs.TypeRegular:
+				all[name] = content(t, r, disk, e.Ino)
+			}
+		}
+	}
+	walk(ext4.RootIno, "")
+	return all
+}
+
+func content(t testing.TB, r *ext4.Reader, disk backend.Volume, ino vfs.Ino) string {
+	t.Helper()
+	st, err := r.Stat(t.Context(), ino)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, st.Size)
+	if n, err := r.ReadAt(t.Context(), ino, p, 0); n < len(p) {
+		t.Fatalf("read %d bytes: %v", len(p), err)
+	}
+	if in := st.Size % 4096; in > 0 {
+		for _, b := range blocks(t, r, disk, ino, st.Size-in, in) {
+			if len(bytes.Trim(b[in:], "\x00")) > 0 {
+				t.Errorf("behind the end of a file of %d bytes is %.50q", st.Size, b[in:])
+			}
+		}
+	}
+	return string(p)
+}
+
+// blocks returns the blocks of the disk that hold n bytes of a file.
+func blocks(t testing.TB, r *ext4.Reader, disk backend.Volume, ino vfs.Ino, off, n int64) (all [][]byte) {
+	t.Helper()
+	extents, err := r.Extents(t.Context(), ino, off, n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range extents {
+		p := make([]byte, e.Len)
+		if _, err := disk.ReadAt(t.Context(), p, e.Off); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+	return all
+}
+
+// sameAsStored asserts that files read the same, whether their content is in
+// the layers or in the tars, and returns them.
+func sameAsStored(t testing.TB, size int64, layers ...layer) map[string]string {
+	t.Helper()
+	ids := make([]digest.Digest, len(layers))
+	for i, l := range layers {
+		ids[i] = diffID(t, l)
+	}
+	mapped := applyTarget(t, size, ids, layers...)
+	flatten(t, mapped)
+	got := contents(t, mapped)
+	want := contents(t, stack(t, applyAs(t, newChain(t, size), ids, layers...)))
+	for name, w := range want {
+		if g, ok := got[name]; !ok || g != w {
+			t.Errorf("%s differs: %d bytes in the layer, %d in the tar", name, len(w), len(g))
+		}
+	}
+	if len(got) != len(want) {
+		t.Errorf("%d files, want %d", len(got), len(want))
+	}
+	return got
+}
+
+// targetSameAsContainerd is sameAsContainerd of layers whose content is in the
+// tars.
+func targetSameAsContainerd(t *testing.T, layers ...layer) {
+	t.Helper()
+	againstContainerd(t, func(ids []digest.Digest) (disk string) {
+		return flatten(t, applyTarget(t, 2<<30, ids, layers...))
+	}, layers...)
+}
+
+// TestTargetSynthetic: all that is odd about layers, over several of them.
+func TestTargetSynthetic(t *testing.T) { targetSameAsContainerd(t, imageLayers(e2e.Synthetic(t))...) }
+
+// TestTargetGoldenTars: the layers that the reference was tried with.
+func TestTargetGoldenTars(t *testing.T) {
+	golden, _ := need.Golden(t, "tars/*.tar")
+	tars := func(names ...string) (layers []layer) {
+		for _, name := range names {
+			layers = append(layers, fileLayer(filepath.Join(golden, "tars", name+".tar")))
+		}
+		return layers
+	}
+	t.Run("three", func(t *testing.T) { targetSameAsContainerd(t, tars("l0", "l1", "l2")...) })
+	t.Run("sparse-pax1", func(t *testing.T) { targetSameAsContainerd(t, tars("sparse-pax1")...) })
+	t.Run("sparse-gnu", func(t *testing.T) { sameAsStored(t, 64<<20, tars("sparse-gnu")...) }) // containerd does not know it
+}
+
+// TestTargetNames: what comes before a body does not shift it.
+func TestTargetNames(t *testing.T) {
+	long := strings.Repeat("long/", 60)
+	got := sameAsStored(t, 64<<20, members(t,
+		member{tar.Header{Name: "global", Typeflag: tar.TypeXGlobalHeader, PAXRecords: map[string]string{"comment": "x"}}, ""},
+		member{tar.Header{Name: long + "pax", Format: tar.FormatPAX}, noise(10_000)},
+		member{tar.Header{Name: long + "gnu", Format: tar.FormatGNU}, noise(5000)},
+		member{tar.Header{Name: "xattr", PAXRecords: map[string]string{"SCHILY.xattr.user.a": strings.Repeat("v", 3000)}}, noise(512)},
+		member{tar.Header{Name: "link", Typeflag: tar.TypeSymlink, Linkname: long}, ""},
+		file("last", "x")))
+	if len(got) != 4 || got[long+"gnu"] != noise(5000) {
+		t.Errorf("%d files", len(got))
+	}
+}
+
+// TestTargetHoldsContent: of content that is in the tar the layer has nothing,
+// and the chain reads none.
+func TestTargetHoldsContent(t *testing.T) {
+	l := members(t, file("a", noise(8<<20)), file("zeros", string(make([]byte, 1<<20))))
+	layer := built(t, build.Options{VirtualSize: 64 << 20, Target: true}, l)
+	if len(layer) > 100<<10 {
+		t.Errorf("the layer has %d bytes", len(layer))
+	}
+	if again := built(t, build.Options{VirtualSize: 64 << 20, Target: true}, l); !bytes.Equal(layer, again) {
+		t.Error("the layer differs when it is built again")
+	}
+}
+
+// built returns a bottom layer.
+func built(t testing.TB, opts build.Options, l layer) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	if err := chainOf(t, opts).Build(t.Context(), &buf, l(t), build.Layer{DiffID: diffID(t, l)}); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+// TestTargetPadding: what a tar has behind a file, where zeros should be, is not
+// seen. One that ends right behind a file is fine.
+func TestTargetPadding(t *testing.T) {
+	for _, size := range []int{1, 100, 511, 513, 4095, 4097, 9000, 1<<20 + 5, 3<<20 + 4096 - 1} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			body := noise(size)
+			p := plain(t, members(t, file("a", body), file("b", "x")))
+			end := 512 + size
+			for _, p := range [][]byte{soiled(p, end, end), soiled(p, end, (end+511)&^511-1), p[:end], p[:end+1]} {
+				if got := sameAsStored(t, 64<<20, blob(p)); got["a"] != body {
+					t.Errorf("%d bytes differ", len(got["a"]))
+				}
+			}
+		})
+	}
+}
+
+// soiled returns p with the bytes from one to another set.
+func soiled(p []byte, from, to int) []byte {
+	p = bytes.Clone(p)
+	for i := from; i <= to; i++ {
+		p[i] = 0xee
+	}
+	return p
+}
+
+// TestTargetReusesBlocks: files over the blocks of one that was deleted show
+// nothing of it.
+func TestTargetReusesBlocks(t *testing.T) {
+	replaced := []member{file(".wh.old", "")}
+	for i := range 40 {
+		replaced = append(replaced, file(fmt.Sprint("new", i), noise(100_000+i)))
+	}
+	for name, layers := range map[string][]layer{
+		"of a lower layer": {members(t, file("old", strings.Repeat("old!", 1<<20))), members(t, replaced...)},
+		"of the layer":     {members(t, append([]member{file("old", strings.Repeat("old!", 1<<20))}, replaced...)...)},
+		"that were stored": {sparse(t, 4<<20), members(t, replaced...)},
+	} {
+		t.Run(name, func(t *testing.T) { sameAsStored(t, 7<<20, layers...) })
+	}
+}
+
+// sparse returns a layer of a file old in GNU's sparse format.
+func sparse(t testing.TB, size int) layer {
+	t.Helper()
+	dir := t.TempDir()
+	f, err := os.Create(filepath.Join(dir, "old"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteString(strings.Repeat("old!", size/4))
+	if err = errors.Join(err, f.Truncate(int64(size)+1<<20), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	archive := filepath.Join(t.TempDir(), "l.tar")
+	run(t, "tar", "-cSf", archive, "-C", dir, "old")
+	return fileLayer(archive)
+}
+
+// TestTargetSparse: all of GNU's sparse formats.
+func TestTargetSparse(t *testing.T) {
+	dir := t.TempDir()
+	f, err := os.Create(filepath.Join(dir, "big"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range int64(30) { // too many for one header
+		if _, err := f.WriteAt([]byte(noise(5000)), i*100_000); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(f.Close(), os.WriteFile(filepath.Join(dir, "plain"), []byte(noise(5000)), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, format := range []string{"--format=gnu", "--sparse-version=0.0", "--sparse-version=0.1", "--sparse-version=1.0"} {
+		t.Run(format, func(t *testing.T) {
+			archive := filepath.Join(t.TempDir(), "l.tar")
+			args := []string{"-cSf", archive, "-C", dir, format, "plain", "big"}
+			if !strings.Contains(format, "gnu") {
+				args = append([]string{"--format=posix"}, args...)
+			}
+			run(t, "tar", args...)
+			sameAsStored(t, 64<<20, fileLayer(archive))
+		})
+	}
+}
+
+// TestKind: a layer's compression is told.
+func TestKind(t *testing.T) {
+	p := plain(t, members(t, file("a", "x")))
+	for kind, c := range map[build.Kind][]byte{build.Plain: p, build.Gzip: gzipped(t, p), build.Zstd: zstandard(t, p)} {
+		c := blob(c)
+		got, err := newChain(t, 64<<20).BuildTarget(t.Context(), io.Discard, c(t), build.Layer{DiffID: diffID(t, c)})
+		if got != kind || err != nil {
+			t.Errorf("kind %q, %v, want %q", got, err, kind)
+		}
+	}
+}
+
+func TestUnknownFSType(t *testing.T) {
+	l := members(t)
+	err := refused(t.Context(), chainOf(t, build.Options{FSType: "xfs"}), l(t), diffID(t, l))
+	if err == nil || !strings.Contains(err.Error(), `"xfs"`) {
+		t.Errorf("error %v", err)
+	}
+}
+
+// FuzzTarget: whatever a tar is, its files are the same in it and in the layer.
+func FuzzTarget(f *testing.F) {
+	f.Add(plain(f, members(f, file("a", "x"), dir("b"), file("b/c", noise(5000)), link(tar.TypeLink, "d", "a"))))
+	f.Add(plain(f, sparse(f, 10_000)))
+	f.Fuzz(func(t *testing.T, p []byte) {
+		l := blob(p)
+		if refused(t.Context(), newChain(t, 8<<20), l(t), diffID(t, l)) == nil {
+			sameAsStored(t, 8<<20, l)
+		}
+	})
+}

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // ReadRange returns a reader of bytes [off, off+n) of b: its own stream where
@@ -82,13 +84,50 @@ func (a atContext) ReadAt(p []byte, off int64) (int, error) {
 	return a.b.ReadAt(a.ctx, p, off)
 }
 
+// OpenMade returns what mk makes of the blob that o opens for ref. Where o is a
+// [Keeper], copies of its bytes are kept under key.
+func OpenMade(ctx context.Context, o Opener, ref Ref, key digest.Digest, mk Maker) (Blob, error) {
+	if k, ok := o.(Keeper); ok {
+		return k.OpenMade(ctx, ref, key, mk)
+	}
+	src, err := o.Open(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	b, err := mk(ctx, src)
+	if err != nil {
+		return nil, errors.Join(err, src.Close())
+	}
+	return b, nil
+}
+
 // Schemes is an Opener that hands a Ref to the Opener of its URL's scheme.
 type Schemes map[string]Opener
 
-var _ Opener = Schemes(nil)
+var (
+	_ Opener = Schemes(nil)
+	_ Keeper = Schemes(nil)
+)
 
 // Open opens ref with the Opener of its scheme.
 func (s Schemes) Open(ctx context.Context, ref Ref) (Blob, error) {
+	o, err := s.opener(ref)
+	if err != nil {
+		return nil, err
+	}
+	return o.Open(ctx, ref)
+}
+
+// OpenMade opens what mk makes of ref with the Opener of its scheme.
+func (s Schemes) OpenMade(ctx context.Context, ref Ref, key digest.Digest, mk Maker) (Blob, error) {
+	o, err := s.opener(ref)
+	if err != nil {
+		return nil, err
+	}
+	return OpenMade(ctx, o, ref, key, mk)
+}
+
+func (s Schemes) opener(ref Ref) (Opener, error) {
 	u, err := url.Parse(ref.URL)
 	if err != nil {
 		return nil, fmt.Errorf("open blob %s: %w", ref.Digest, err)
@@ -97,5 +136,5 @@ func (s Schemes) Open(ctx context.Context, ref Ref) (Blob, error) {
 	if !ok {
 		return nil, fmt.Errorf("open blob %s: URL scheme %q of %s is not supported", ref.Digest, u.Scheme, u.Redacted())
 	}
-	return o.Open(ctx, ref)
+	return o, nil
 }

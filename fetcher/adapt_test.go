@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/overlaybd-go/overlaybd/fetcher"
 )
 
@@ -68,5 +70,66 @@ func TestSchemes(t *testing.T) {
 	_, err = s.Open(t.Context(), fetcher.Ref{URL: "gopher://user:secret@host/x"})
 	if err == nil || !strings.Contains(err.Error(), `"gopher"`) || strings.Contains(err.Error(), "secret") {
 		t.Errorf("got %v; want an error naming the scheme and hiding the password", err)
+	}
+}
+
+// upper is the content of a blob in capitals.
+type upper struct{ fetcher.Blob }
+
+func (u upper) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	n, err := u.Blob.ReadAt(ctx, p, off)
+	copy(p, bytes.ToUpper(p[:n]))
+	return n, err
+}
+
+// keeper is an Opener that says what it was asked to keep.
+type keeper struct {
+	openFunc
+	kept []digest.Digest
+}
+
+func (k *keeper) OpenMade(ctx context.Context, ref fetcher.Ref, key digest.Digest, mk fetcher.Maker) (fetcher.Blob, error) {
+	k.kept = append(k.kept, key)
+	return fetcher.OpenMade(ctx, k.openFunc, ref, key, mk)
+}
+
+func TestOpenMade(t *testing.T) {
+	plain := openFunc(func(fetcher.Ref) (fetcher.Blob, error) { return memBlob("text"), nil })
+	far := &keeper{openFunc: plain}
+	s := fetcher.Schemes{"file": plain, "https": far}
+	mk := func(_ context.Context, src fetcher.Blob) (fetcher.Blob, error) { return upper{src}, nil }
+	for _, url := range []string{"file:///x", "https://x"} {
+		b, err := fetcher.OpenMade(t.Context(), s, fetcher.Ref{URL: url}, "key", mk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := make([]byte, 4)
+		if _, err := b.ReadAt(t.Context(), p, 0); err != nil || string(p) != "TEXT" {
+			t.Errorf("%s: got %q, %v", url, p, err)
+		}
+	}
+	if len(far.kept) != 1 || far.kept[0] != "key" {
+		t.Errorf("kept %q, want the one of the opener that keeps", far.kept)
+	}
+}
+
+// closing is a Blob that tells of its end.
+type closing struct {
+	memBlob
+	closed *bool
+}
+
+func (c closing) Close() error {
+	*c.closed = true
+	return nil
+}
+
+func TestOpenMadeClosesWhatNothingIsMadeOf(t *testing.T) {
+	var closed bool
+	o := openFunc(func(fetcher.Ref) (fetcher.Blob, error) { return closing{memBlob("text"), &closed}, nil })
+	want := errors.New("not to be made")
+	b, err := fetcher.OpenMade(t.Context(), o, fetcher.Ref{}, "", func(context.Context, fetcher.Blob) (fetcher.Blob, error) { return nil, want })
+	if b != nil || !errors.Is(err, want) || !closed {
+		t.Errorf("got %v, %v; source closed: %t", b, err, closed)
 	}
 }

@@ -63,6 +63,14 @@ type Expecter interface {
 	Expect(ctx context.Context, off, n int64) error
 }
 
+// A Spanner is a Blob whose bytes are made in spans: one byte of a span costs
+// as much as all of it. Who keeps bytes of it does well to keep whole spans.
+type Spanner interface {
+	// Span returns the span [start, end) that byte off of the blob is in. It
+	// does no I/O. Spans follow each other without gaps.
+	Span(off int64) (start, end int64)
+}
+
 // A Ref names a blob by location and content.
 type Ref struct {
 	URL    string        // scheme selects the Opener: https, http, file
@@ -73,6 +81,20 @@ type Ref struct {
 // An Opener opens blobs of one URL scheme.
 type Opener interface {
 	Open(ctx context.Context, ref Ref) (Blob, error)
+}
+
+// A Maker returns a Blob whose bytes are made of those of src, such as the
+// content of a compressed one. It reads little of src, if anything. What it
+// returns owns src, which stays the caller's when it fails.
+type Maker func(ctx context.Context, src Blob) (Blob, error)
+
+// A Keeper is an Opener that keeps copies of what is made of blobs. Optional:
+// [OpenMade] works with any Opener.
+type Keeper interface {
+	// OpenMade returns what mk makes of the blob of ref. Copies of its bytes
+	// are kept under key, and none of the blob's own. Where the size of ref is
+	// known, nothing is asked of the blob's source before the first read.
+	OpenMade(ctx context.Context, ref Ref, key digest.Digest, mk Maker) (Blob, error)
 }
 
 // A Credential is what a registry or bucket wants to see. The zero value means

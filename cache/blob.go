@@ -27,6 +27,8 @@ type Blob struct {
 	src   fetcher.Blob
 	count counters
 	ahead readahead
+	spans *spans // nil if every byte of src costs the same
+	made  *made  // nil if the bytes of src come as they are
 
 	life    context.Context // done when the Blob is closed
 	end     context.CancelFunc
@@ -44,8 +46,11 @@ var (
 	_ Prefetcher          = (*Blob)(nil)
 )
 
-func newBlob(s *store, src fetcher.Blob) *Blob {
-	b := &Blob{s: s, src: src}
+func newBlob(s *store, src fetcher.Blob, m *made) *Blob {
+	b := &Blob{s: s, src: src, made: m}
+	if sp, ok := src.(fetcher.Spanner); ok && s.geo.size > 0 {
+		b.spans = &spans{&s.geo, sp}
+	}
 	b.life, b.end = context.WithCancel(context.Background())
 	return b
 }
@@ -54,7 +59,13 @@ func newBlob(s *store, src fetcher.Blob) *Blob {
 func (b *Blob) Size() int64 { return b.s.geo.size }
 
 // Stats returns what was read through b.
-func (b *Blob) Stats() ReadStats { return b.count.load() }
+func (b *Blob) Stats() ReadStats {
+	s := b.count.load()
+	if b.made != nil {
+		s.FetchedBytes += b.made.read.Load()
+	}
+	return s
+}
 
 // ReadAt reads from disk what is there and waits for the source for the rest.
 func (b *Blob) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
@@ -149,6 +160,9 @@ func (b *Blob) ask(ctx context.Context, off, stop, end int64) (f *fetch, reach i
 	}
 	if b.s.c.degraded.Load() {
 		return b.first(ctx, want{off: off, end: stop, until: stop, cut: cut{extent: extent}}) // what is ahead cannot be kept
+	}
+	if b.spans != nil {
+		return b.askSpans(ctx, off, stop)
 	}
 	m := b.ahead.advance(off, stop, extent, most, b.s.coming(off))
 	f, reach, err = b.first(ctx, want{off: off, end: m.now, until: m.now, cut: cut{extent, m.unit}})

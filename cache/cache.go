@@ -98,12 +98,17 @@ func Open(opts Options) (*Cache, error) {
 // blocks and fetches; sources of one key must have the same size. The Blob
 // owns src, which stays the caller's when Blob fails.
 func (c *Cache) Blob(d digest.Digest, src fetcher.Blob) (*Blob, error) {
+	return c.blob(d, src, nil)
+}
+
+// blob is Blob for a src that is made of something else, or of nothing.
+func (c *Cache) blob(d digest.Digest, src fetcher.Blob, m *made) (*Blob, error) {
 	s, err := c.store(d, src.Size())
 	if err != nil {
 		return nil, fmt.Errorf("cache blob %s: %w", d, err)
 	}
 	s.opening.Do(s.open)
-	b := newBlob(s, src)
+	b := newBlob(s, src, m)
 	if !c.admit(b) {
 		b.end()
 		c.unref(s)
@@ -171,7 +176,7 @@ func (c *Cache) awaitRemoval(k key) {
 func (c *Cache) forgetBlob(b *Blob) {
 	c.mu.Lock()
 	delete(c.blobs, b)
-	c.retired.add(b.count.load())
+	c.retired.add(b.Stats())
 	c.mu.Unlock()
 	c.unref(b.s)
 }
@@ -216,7 +221,7 @@ func (c *Cache) Stats() Stats {
 	s.Blobs = int64(len(c.blobs))
 	s.ReadStats = c.retired
 	for b := range c.blobs {
-		s.add(b.count.load())
+		s.add(b.Stats())
 	}
 	return s
 }

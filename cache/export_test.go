@@ -62,7 +62,7 @@ func (c *Cache) StallWriter(t testing.TB) (resume func()) {
 	c.mu.Lock()
 	c.stores[s.key] = s
 	c.mu.Unlock()
-	b := newBlob(s, nil)
+	b := newBlob(s, nil, nil)
 	f := &fetch{s: s, b: b, n: 1, end: 1, done: make(chan struct{}), buf: c.pool.get(1)}
 	f.ticket = c.budget.ask(1, false)
 	f.refs.Store(1)

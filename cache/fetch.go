@@ -64,7 +64,7 @@ func (f *fetch) run(ctx context.Context) {
 	defer f.b.fetches.Done()
 	err := f.fill(ctx)
 	f.finish(err)
-	if f.landed.Load() == 0 {
+	if f.kept(err) == 0 {
 		f.leave(err)
 		return
 	}
@@ -110,10 +110,12 @@ func (f *fetch) stream(ctx context.Context) error {
 	for landed := int64(0); landed < f.n; {
 		n, err := r.Read(f.buf.p[landed:])
 		if n > 0 {
-			if idle = 0; landed == 0 {
+			switch idle = 0; {
+			case f.b.made != nil: // these are not bytes that the network carried
+			case landed == 0:
 				f.s.c.link.first(time.Now(), time.Since(asked))
 				defer f.s.c.link.last()
-			} else {
+			default:
 				f.s.c.link.landed(time.Now(), int64(n))
 			}
 			landed += int64(n)
@@ -135,7 +137,9 @@ func (f *fetch) stream(ctx context.Context) error {
 
 // advance releases the waiters whose bytes have landed.
 func (f *fetch) advance(landed int64) {
-	f.b.count.fetchedBytes.Add(landed - f.landed.Load())
+	if f.b.made == nil {
+		f.b.count.fetchedBytes.Add(landed - f.landed.Load())
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.landed.Store(landed)
@@ -148,11 +152,20 @@ func (f *fetch) advance(landed int64) {
 	})
 }
 
+// kept returns how many of the bytes that landed before err are kept: none of
+// those that are made in spans, of which a fault may show at the end only.
+func (f *fetch) kept(err error) int64 {
+	if err != nil && f.b.spans != nil {
+		return 0
+	}
+	return f.landed.Load()
+}
+
 // finish releases all waiters. What landed before err is kept; the rest leaves
 // the table first, so that a released reader that tries again starts anew.
 func (f *fetch) finish(err error) {
 	if err != nil {
-		f.s.shorten(f, f.s.geo.whole(f.off+f.landed.Load()))
+		f.s.shorten(f, f.s.geo.whole(f.off+f.kept(err)))
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()

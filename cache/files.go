@@ -43,6 +43,25 @@ func openFiles(dir string, k key, h header) (*files, error) {
 	return f, nil
 }
 
+// recordedSize returns the size in bytes that the record of blob k says it has,
+// 0 if there is none.
+func recordedSize(dir string, k key) int64 {
+	tags, err := os.OpenFile(tagsName(dir, k), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return 0
+	}
+	defer tags.Close()
+	b := make([]byte, headerSize)
+	if _, err := tags.ReadAt(b, 0); err != nil {
+		return 0
+	}
+	h, err := parseHeader(b)
+	if err != nil || h.key != k {
+		return 0
+	}
+	return h.size
+}
+
 // check compares the record's header with want.
 func (f *files) check(want header) error {
 	b := make([]byte, headerSize)

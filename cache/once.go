@@ -55,7 +55,9 @@ func (s *store) missingFrom(off, end int64) int64 {
 func (b *Blob) readSource(ctx context.Context, p []byte, off int64) (int, error) {
 	b.count.fetches.Add(1)
 	n, err := readRange(ctx, b.src, p, off)
-	b.count.fetchedBytes.Add(int64(n))
+	if b.made == nil {
+		b.count.fetchedBytes.Add(int64(n))
+	}
 	if err != nil {
 		b.count.fetchErrors.Add(1)
 		return n, fmt.Errorf("fetch bytes [%d, %d) of blob %s: %w", off, off+int64(len(p)), b.s.key, err)

@@ -11,12 +11,14 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/overlaybd-go/overlaybd/fetcher"
 )
 
 // Opener opens blobs of next through c, under the digests of their refs. A ref
-// whose size is known is opened in next at the first read that is not on disk,
-// so that a blob cached whole needs no network. Refs without a digest, and
+// whose size is known, by itself or by what is on disk, is opened in next at the
+// first read that is not on disk, so that a blob cached whole needs no network. Refs without a digest, and
 // those of local files, go to next untouched.
 func (c *Cache) Opener(next fetcher.Opener) fetcher.Opener { return &opener{c, next} }
 
@@ -45,9 +47,28 @@ func (o *opener) Open(ctx context.Context, ref fetcher.Ref) (fetcher.Blob, error
 
 func (o *opener) source(ctx context.Context, ref fetcher.Ref) (fetcher.Blob, error) {
 	if ref.Size == 0 {
+		ref.Size = o.c.sizeOf(ref.Digest)
+	}
+	if ref.Size == 0 {
 		return o.next.Open(ctx, ref)
 	}
 	return &lazyBlob{next: o.next, ref: ref, turn: make(chan struct{}, 1)}, nil
+}
+
+// sizeOf returns the size in bytes of a blob that is open or has blocks on disk,
+// and 0 for any other.
+func (c *Cache) sizeOf(d digest.Digest) int64 {
+	k, err := parseKey(d)
+	if err != nil {
+		return 0
+	}
+	c.mu.Lock()
+	s := c.stores[k]
+	c.mu.Unlock()
+	if s != nil {
+		return s.geo.size
+	}
+	return recordedSize(c.opts.Dir, k)
 }
 
 // A lazyBlob opens its blob at the first read. An open that fails is tried

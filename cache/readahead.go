@@ -58,6 +58,37 @@ func (r *readahead) advance(off, end int64, extent, most int64, coming bool) mov
 	return m
 }
 
+// follow is advance for a source that makes spans, of which those wanted are
+// bytes [lo, hi). They are large, so nothing is asked for besides them until
+// the third in a row. edge returns the end of the span that a byte is in.
+func (r *readahead) follow(off, lo, hi, most int64, edge func(int64) int64) move {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range r.streams {
+		st := &r.streams[i]
+		switch {
+		case st.window == 0 || off < st.start || lo > st.next:
+		case off < st.mark:
+			return move{}
+		case off < st.next:
+			from := st.next
+			st.next = min(edge(st.ahead(most)-1), from+2*most)
+			return move{from: from, ahead: st.next}
+		default:
+			st.window = min(2*st.window, most)
+			st.start, st.mark, st.next = lo, hi, hi
+			if st.window < 4*(hi-lo) && st.window < most {
+				return move{}
+			}
+			st.next = min(edge(hi+st.window-1), hi+2*most)
+			return move{from: hi, ahead: st.next}
+		}
+	}
+	r.streams[r.oldest] = stream{start: lo, mark: hi, next: hi, window: hi - lo}
+	r.oldest = (r.oldest + 1) % len(r.streams)
+	return move{}
+}
+
 // ahead moves the bytes asked for ahead to the reader, and asks for the next.
 func (st *stream) ahead(most int64) int64 {
 	st.window = min(2*st.window, most)

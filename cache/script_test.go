@@ -28,7 +28,8 @@ var rewrite = flag.Bool("rewrite", false, "write the golden output of scripts an
 //
 //	cache [block=16K] [extent=256K] [max=4M] [inflight=64M] [size=20M]
 //	        closes the cache, if any, and opens it with these options
-//	blob NAME SIZE          opens a Blob under key NAME; a handle is NAME or NAME/x
+//	blob NAME SIZE [SPAN]   opens a Blob under key NAME; a handle is NAME or NAME/x.
+//	        Its source makes spans of SPAN bytes
 //	read NAME OFF N         ReadAt
 //	steps NAME OFF N STEP   ReadAt of STEP bytes at a time, in order
 //	stream NAME OFF N       ReadRange, read whole
@@ -99,7 +100,7 @@ func (s *script) do(step []string) (out []string) {
 		return nil
 	}
 	if verb == "blob" {
-		s.blob(args[0], s.number(args[1]))
+		s.blob(args[0], args[1:])
 		return nil
 	}
 	b, ok := s.blobs[args[0]]
@@ -223,8 +224,8 @@ func (s *script) closeAll() {
 	}
 }
 
-func (s *script) blob(name string, size int64) {
-	src := &scriptSource{newSource(content(size)), 1 << 60}
+func (s *script) blob(name string, args []string) {
+	src := &scriptSource{newSource(content(s.number(args[0]))), 1 << 60}
 	src.piece = 4096
 	src.serve = func(_ context.Context, off, n int64) error {
 		if off+n > src.failFrom {
@@ -232,7 +233,11 @@ func (s *script) blob(name string, size int64) {
 		}
 		return nil
 	}
-	b, err := s.c.Blob(dgst(key(name)), src.source)
+	var opened fetcher.Blob = src.source
+	if len(args) > 1 {
+		opened = spanned{src.source, s.number(args[1])}
+	}
+	b, err := s.c.Blob(dgst(key(name)), opened)
 	if err != nil {
 		s.t.Fatal(err)
 	}

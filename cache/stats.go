@@ -10,7 +10,7 @@ type ReadStats struct {
 	Misses       int64 // reads that had to wait for the source
 	HitBytes     int64 // bytes read from disk
 	Fetches      int64 // requests made to the source, for reads and ahead of them
-	FetchedBytes int64 // bytes that arrived from the source
+	FetchedBytes int64 // bytes that arrived from the source, as they came
 	FetchErrors  int64 // requests to the source that failed
 }
 

@@ -27,8 +27,7 @@ type Blob struct {
 	src   fetcher.Blob
 	count counters
 	ahead readahead
-	spans *spans // nil if every byte of src costs the same
-	made  *made  // nil if the bytes of src come as they are
+	made  *made // nil if the bytes of src come as they are
 
 	life    context.Context // done when the Blob is closed
 	end     context.CancelFunc
@@ -48,9 +47,6 @@ var (
 
 func newBlob(s *store, src fetcher.Blob, m *made) *Blob {
 	b := &Blob{s: s, src: src, made: m}
-	if sp, ok := src.(fetcher.Spanner); ok && s.geo.size > 0 {
-		b.spans = &spans{&s.geo, sp}
-	}
 	b.life, b.end = context.WithCancel(context.Background())
 	return b
 }
@@ -161,7 +157,7 @@ func (b *Blob) ask(ctx context.Context, off, stop, end int64) (f *fetch, reach i
 	if b.s.c.degraded.Load() {
 		return b.first(ctx, want{off: off, end: stop, until: stop, cut: cut{extent: extent}}) // what is ahead cannot be kept
 	}
-	if b.spans != nil {
+	if b.s.geo.spanned() {
 		return b.askSpans(ctx, off, stop)
 	}
 	m := b.ahead.advance(off, stop, extent, most, b.s.coming(off))

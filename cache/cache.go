@@ -101,9 +101,9 @@ func (c *Cache) Blob(d digest.Digest, src fetcher.Blob) (*Blob, error) {
 	return c.blob(d, src, nil)
 }
 
-// blob is Blob for a src that is made of something else, or of nothing.
+// blob is Blob for a src that may be made of something else.
 func (c *Cache) blob(d digest.Digest, src fetcher.Blob, m *made) (*Blob, error) {
-	s, err := c.store(d, src.Size())
+	s, err := c.store(d, src)
 	if err != nil {
 		return nil, fmt.Errorf("cache blob %s: %w", d, err)
 	}
@@ -127,14 +127,30 @@ func (c *Cache) admit(b *Blob) bool {
 	return !c.closed
 }
 
-// store returns the store of d, referenced and perhaps not yet open.
-func (c *Cache) store(d digest.Digest, size int64) (*store, error) {
+// geometry returns the geometry of src.
+func (c *Cache) geometry(src fetcher.Blob) (geometry, error) {
+	size := src.Size()
+	if size < 0 || size > maxBlobSize {
+		return geometry{}, fmt.Errorf("size of %d bytes is not from 0 to %d", size, int64(maxBlobSize))
+	}
+	geo := newGeometry(size, &c.opts)
+	var err error
+	if s, ok := src.(fetcher.Spanner); ok {
+		err = geo.addSpans(s)
+	}
+	return geo, err
+}
+
+// store returns the store of d, whose source is src, referenced and perhaps not
+// yet open.
+func (c *Cache) store(d digest.Digest, src fetcher.Blob) (*store, error) {
 	k, err := parseKey(d)
 	if err != nil {
 		return nil, err
 	}
-	if size < 0 || size > maxBlobSize {
-		return nil, fmt.Errorf("size of %d bytes is not from 0 to %d", size, int64(maxBlobSize))
+	geo, err := c.geometry(src)
+	if err != nil {
+		return nil, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -144,14 +160,14 @@ func (c *Cache) store(d digest.Digest, size int64) (*store, error) {
 	}
 	s := c.stores[k]
 	if s == nil {
-		s = newStore(c, k, size)
+		s = newStore(c, k, geo)
 		s.used.Store(c.idle[k].used)
 		delete(c.idle, k)
 		c.stores[k] = s
 		c.order = append(c.order, s)
 	}
-	if s.geo.size != size {
-		return nil, fmt.Errorf("source has %d bytes, but one open under the same digest has %d", size, s.geo.size)
+	if s.geo.size != geo.size {
+		return nil, fmt.Errorf("source has %d bytes, but one open under the same digest has %d", geo.size, s.geo.size)
 	}
 	s.refs.Add(1)
 	s.spare.Store(false)

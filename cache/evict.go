@@ -170,7 +170,7 @@ func (s *store) chunkCount(f *files) int {
 	if err != nil {
 		return 0
 	}
-	end := s.geo.blockAt(min(fi.Size(), s.geo.size) + s.geo.blockSize() - 1)
+	_, end := s.geo.span(0, min(fi.Size(), s.geo.size))
 	return int((end + chunkBlocks - 1) / chunkBlocks)
 }
 
@@ -185,8 +185,11 @@ func (s *store) evict(f *files, i int, c *chunk) int64 {
 
 	before := s.used.Load()
 	s.unrecord(f, i, mask(0, last-first))
-	off := s.geo.start(first)
-	if err := f.punch(off, int64(chunkBlocks)<<s.geo.shift); err != nil {
+	off, end := s.geo.start(first), s.geo.start(last)
+	if last == s.geo.count() {
+		end += s.geo.blockSize() // to free all of the last page
+	}
+	if err := f.punch(off, end-off); err != nil {
 		s.c.disk.failed(&s.c.disk.writeErrors, err)
 		return 0
 	}

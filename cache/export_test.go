@@ -57,7 +57,7 @@ func (b *Blob) Waiting() int {
 // StallWriter keeps the disk writer from writing until resume is called.
 func (c *Cache) StallWriter(t testing.TB) (resume func()) {
 	t.Helper()
-	s := newStore(c, key{1}, 1)
+	s := newStore(c, key{1}, newGeometry(1, &c.opts))
 	s.refs.Store(2)
 	c.mu.Lock()
 	c.stores[s.key] = s

@@ -155,7 +155,7 @@ func (f *fetch) advance(landed int64) {
 // kept returns how many of the bytes that landed before err are kept: none of
 // those that are made in spans, of which a fault may show at the end only.
 func (f *fetch) kept(err error) int64 {
-	if err != nil && f.b.spans != nil {
+	if err != nil && f.s.geo.spanned() {
 		return 0
 	}
 	return f.landed.Load()

@@ -34,7 +34,7 @@ type cut struct{ extent, unit int64 }
 func (s *store) plan(ctx context.Context, b *Blob, w want) (fetches []*fetch, reach int64, err error) {
 	lo, hi := s.geo.span(w.off, min(w.end, s.geo.size))
 	_, until := s.geo.span(w.off, min(w.until, s.geo.size))
-	first, _ := s.window(b, lo, hi, w.cut)
+	first, _ := s.geo.window(lo, hi, w.cut)
 	s.load(first, min(until+s.geo.maxExtent, s.geo.count())) // fetches may begin and end there
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -67,7 +67,7 @@ func (s *store) plan(ctx context.Context, b *Blob, w want) (fetches []*fetch, re
 
 // start begins a fetch of the missing blocks around blk. s.mu is held.
 func (s *store) start(ctx context.Context, b *Blob, blk, hi block, form cut, low bool) *fetch {
-	first, end := s.missing(b, blk, hi, form)
+	first, end := s.missing(blk, hi, form)
 	f := &fetch{
 		s: s, b: b, first: first, end: end,
 		off:  s.geo.start(first),
@@ -85,8 +85,8 @@ func (s *store) start(ctx context.Context, b *Blob, blk, hi block, form cut, low
 
 // missing returns the blocks around blk that are neither on disk nor on their
 // way, within the window that a reader who wants all up to hi may ask for.
-func (s *store) missing(b *Blob, blk, hi block, form cut) (first, end block) {
-	lo, hi := s.window(b, blk, hi, form)
+func (s *store) missing(blk, hi block, form cut) (first, end block) {
+	lo, hi := s.geo.window(blk, hi, form)
 	absent := func(b block) bool { return !s.onDisk(b) && s.inflightAt(b) == nil }
 	for first = blk; first > lo && absent(first-1); first-- {
 	}

@@ -53,7 +53,7 @@ func FuzzTags(f *testing.F) {
 		if _, err := files.data.WriteAt([]byte("rot"), 50<<10); err != nil {
 			t.Fatal(err)
 		}
-		s := newStore(b.s.c, b.s.key, 100<<10)
+		s := newStore(b.s.c, b.s.key, b.s.geo)
 		s.open()
 		defer s.close()
 		s.recall(0, 100<<10)

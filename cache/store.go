@@ -37,8 +37,8 @@ type store struct {
 	inflight []*fetch   // sorted, without overlap
 }
 
-func newStore(c *Cache, k key, size int64) *store {
-	s := &store{c: c, key: k, geo: newGeometry(size, &c.opts)}
+func newStore(c *Cache, k key, geo geometry) *store {
+	s := &store{c: c, key: k, geo: geo}
 	s.chunks = newChunks(s.geo.count())
 	return s
 }

@@ -63,6 +63,10 @@ func (m *made) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, erro
 	return &madeReader{r, m}, nil
 }
 
+// Kept says that copies are kept of what is made of the blob: its Maker need not
+// have any.
+func (m *made) Kept() {}
+
 // Drop passes on to the source.
 func (m *made) Drop(ctx context.Context, off, n int64) error {
 	return fetcher.Drop(ctx, m.Blob, off, n)

@@ -80,18 +80,26 @@ func openLower(ctx context.Context, v *spec.Volume, l spec.Lower, blobs fetcher.
 	if err != nil {
 		return nil, err
 	}
-	layer, err := openAsked(ctx, blob, name)
+	target, err := openTarget(ctx, v, l, blobs)
 	if err != nil {
-		return nil, errors.Join(err, blob.Close())
+		return nil, errors.Join(fmt.Errorf("open %s: %w", name, err), blob.Close())
+	}
+	layer, err := openAsked(ctx, blob, target, name)
+	if err != nil {
+		err = errors.Join(err, blob.Close())
+		if target != nil {
+			err = errors.Join(err, target.Close())
+		}
+		return nil, err
 	}
 	return layer, nil
 }
 
-func openAsked(ctx context.Context, blob fetcher.Blob, name string) (*lsmt.Layer, error) {
+func openAsked(ctx context.Context, blob, target fetcher.Blob, name string) (*lsmt.Layer, error) {
 	if err := askEnd(ctx, blob); err != nil {
 		return nil, fmt.Errorf("open %s: %w", name, err)
 	}
-	return OpenLayer(ctx, blob, name)
+	return openTwice(ctx, blob, target, name)
 }
 
 func closeAll(layers []*lsmt.Layer) error {

@@ -115,7 +115,7 @@ func TestOpenErrorsNameTheLayer(t *testing.T) {
 		{"truncated", spec.Lower{File: short}, short},
 		{"some other file", spec.Lower{File: text}, text},
 		{"no such scheme", spec.Lower{Digest: dgst, RepoBlobURL: "gopher://x"}, "gopher"},
-		{"TurboOCI", spec.Lower{File: good, TargetDigest: dgst}, "TurboOCI"},
+		{"target without a place", spec.Lower{File: good, TargetDigest: dgst}, "target " + dgst.String()},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			v := &spec.Volume{Lowers: []spec.Lower{{File: good}, tc.lower}}

@@ -28,7 +28,12 @@ var layerFiles = []string{"overlaybd.commit", ".commit", "overlaybd.sealed"}
 // What fails to open is dropped from the cache and opened once more, since a
 // damaged copy of a header may look like any other file.
 func OpenLayer(ctx context.Context, blob fetcher.Blob, name string) (*lsmt.Layer, error) {
-	l, err := openLayer(ctx, blob, name)
+	return openTwice(ctx, blob, nil, name)
+}
+
+// openTwice is OpenLayer for a layer that may have a target.
+func openTwice(ctx context.Context, blob, target fetcher.Blob, name string) (*lsmt.Layer, error) {
+	l, err := openLayer(ctx, blob, target, name)
 	if err == nil || !corrupt(err) {
 		return l, err
 	}
@@ -38,19 +43,24 @@ func OpenLayer(ctx context.Context, blob fetcher.Blob, name string) (*lsmt.Layer
 	if m := memo(blob); m != nil {
 		m.Clear() // it was made of the same bytes
 	}
-	return openLayer(ctx, blob, name)
+	return openLayer(ctx, blob, target, name)
 }
 
 func corrupt(err error) bool {
 	return errors.Is(err, lsmt.ErrCorrupt) || errors.Is(err, zfile.ErrCorrupt) || errors.Is(err, tarblob.ErrCorrupt)
 }
 
-func openLayer(ctx context.Context, blob fetcher.Blob, name string) (*lsmt.Layer, error) {
+func openLayer(ctx context.Context, blob, target fetcher.Blob, name string) (*lsmt.Layer, error) {
 	content, err := unwrap(ctx, blob)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", name, err)
 	}
-	l, err := lsmt.Open(ctx, named{content, name})
+	var l *lsmt.Layer
+	if content = (named{content, name}); target == nil {
+		l, err = lsmt.Open(ctx, content)
+	} else {
+		l, err = lsmt.OpenWithTarget(ctx, content, target)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", name, err)
 	}
@@ -152,9 +162,6 @@ func (b named) Drop(ctx context.Context, off, n int64) error {
 // source opens the blob of lower l: its file, what lies in its directory, or
 // the remote blob, the first that exists.
 func source(ctx context.Context, v *spec.Volume, l spec.Lower, blobs fetcher.Opener) (fetcher.Blob, string, error) {
-	if l.TargetFile != "" || l.TargetDigest != "" || l.GzipIndex != "" {
-		return nil, "", fmt.Errorf("TurboOCI layer %s%s: %w", l.TargetDigest, l.TargetFile, errors.ErrUnsupported)
-	}
 	for _, path := range localPaths(l) {
 		b, err := blobs.Open(ctx, fileRef(path))
 		if err == nil || !errors.Is(err, fetcher.ErrNotFound) {

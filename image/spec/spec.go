@@ -11,6 +11,7 @@
 package spec
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -58,8 +59,10 @@ type Lower struct {
 	// several repositories.
 	RepoBlobURL string `json:"repoBlobUrl,omitempty"`
 
-	// TargetFile, TargetDigest and GzipIndex belong to TurboOCI layers, whose
-	// data lies in the original OCI layer.
+	// TargetFile, TargetDigest and GzipIndex belong to TurboOCI layers, the
+	// content of whose files lies in the original OCI layer: its target. A
+	// local TargetFile wins over the remote TargetDigest. Of a compressed one
+	// GzipIndex is the index, whichever kind of compression it is.
 	TargetFile   string        `json:"targetFile,omitempty"`
 	TargetDigest digest.Digest `json:"targetDigest,omitempty"`
 	GzipIndex    string        `json:"gzipIndex,omitempty"`
@@ -84,13 +87,13 @@ type Upper struct {
 func (v *Volume) Writable() bool { return v.Upper.Data != "" }
 
 // BlobURL returns the location of remote lower l.
-func (v *Volume) BlobURL(l Lower) string {
-	repo := l.RepoBlobURL
-	if repo == "" {
-		repo = v.RepoBlobURL
-	}
-	return repo + "/" + l.Digest.String()
-}
+func (v *Volume) BlobURL(l Lower) string { return v.repo(l) + "/" + l.Digest.String() }
+
+// TargetURL returns the location of the remote target of l.
+func (v *Volume) TargetURL(l Lower) string { return v.repo(l) + "/" + l.TargetDigest.String() }
+
+// repo returns where the remote blobs of l are.
+func (v *Volume) repo(l Lower) string { return cmp.Or(l.RepoBlobURL, v.RepoBlobURL) }
 
 // Load reads and validates the spec file at path.
 func Load(path string) (*Volume, error) {
@@ -167,8 +170,12 @@ func (v *Volume) validateLower(l Lower) error {
 		return fmt.Errorf("size %d is negative", l.Size)
 	case l.File == "" && l.Dir == "" && l.Digest == "":
 		return errors.New("neither file, dir nor digest")
-	case l.File == "" && l.Dir == "" && v.RepoBlobURL == "" && l.RepoBlobURL == "":
+	case l.File == "" && l.Dir == "" && v.repo(l) == "":
 		return fmt.Errorf("layer %s is remote but repoBlobUrl is empty", l.Digest)
+	case l.GzipIndex != "" && l.TargetFile == "" && l.TargetDigest == "":
+		return fmt.Errorf("gzipIndex %s without targetFile or targetDigest", l.GzipIndex)
+	case l.TargetDigest != "" && l.TargetFile == "" && v.repo(l) == "":
+		return fmt.Errorf("target %s is remote but repoBlobUrl is empty", l.TargetDigest)
 	}
 	return nil
 }

@@ -44,6 +44,10 @@ func TestLowerFromAnotherRepository(t *testing.T) {
 	if got, want := v.BlobURL(l), "https://other/v2/a/blobs/"+dgst; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
+	l.TargetDigest = l.Digest
+	if got, want := v.TargetURL(l), "https://other/v2/a/blobs/"+dgst; got != want {
+		t.Errorf("got target %s, want %s", got, want)
+	}
 }
 
 func TestSaveLoad(t *testing.T) {
@@ -83,6 +87,8 @@ func TestInvalid(t *testing.T) {
 		{"path as digest", `{"repoBlobUrl":"u","lowers":[{"digest":"sha256:../../etc/passwd"}]}`, "not a sha256 digest"},
 		{"weak digest", `{"repoBlobUrl":"u","lowers":[{"digest":"md5:00"}]}`, "not a sha256 digest"},
 		{"remote without repository", `{"lowers":[{"digest":"` + dgst + `"}]}`, "repoBlobUrl is empty"},
+		{"target without repository", `{"lowers":[{"file":"/f","targetDigest":"` + dgst + `"}]}`, "target " + dgst + " is remote but repoBlobUrl is empty"},
+		{"index without target", `{"lowers":[{"file":"/f","gzipIndex":"/x"}]}`, "gzipIndex /x without"},
 		{"lower of nothing", `{"lowers":[{}]}`, "lowers[0]: neither"},
 		{"half an upper", `{"upper":{"data":"/d"}}`, "together"},
 		{"negative size", `{"lowers":[{"file":"/f","size":-1}]}`, "negative"},

@@ -181,6 +181,7 @@ func (d *Daemon) make(ctx context.Context, dev *device, v *spec.Volume) error {
 
 // openVolume opens what dev shows.
 func (d *Daemon) openVolume(ctx context.Context, dev *device, v *spec.Volume) (backend.Volume, error) {
+	d.warmTargets(v)
 	vol, err := d.openLayers(ctx, v, d.layers(dev, v))
 	if err != nil {
 		return nil, err

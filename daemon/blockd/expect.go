@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/overlaybd-go/overlaybd/cache"
 	"github.com/overlaybd-go/overlaybd/daemon/blockapi"
@@ -58,10 +59,8 @@ func (d *Daemon) Expect(_ context.Context, repository string, blobs ...blockapi.
 		}
 		volumes[i] = v
 	}
-	if len(blobs) == 0 && d.opts.Warm != nil {
-		d.expected.begin(fetcher.Ref{URL: repository}, func(ctx context.Context, _ *expectation) error {
-			return d.opts.Warm(ctx, repository)
-		})
+	if len(blobs) == 0 {
+		d.warm(repository)
 	}
 	for _, v := range volumes {
 		l := v.Lowers[0]
@@ -69,6 +68,29 @@ func (d *Daemon) Expect(_ context.Context, repository string, blobs ...blockapi.
 		d.expected.begin(ref, func(ctx context.Context, x *expectation) error { return d.expected.hold(ctx, x, v) })
 	}
 	return nil
+}
+
+// warm prepares for reads of the repository whose blobs have this URL.
+func (d *Daemon) warm(repository string) {
+	if d.opts.Warm == nil {
+		return
+	}
+	d.expected.begin(fetcher.Ref{URL: repository}, func(ctx context.Context, _ *expectation) error {
+		return d.opts.Warm(ctx, repository)
+	})
+}
+
+// warmTargets prepares for reads of the remote targets of v, of which opening
+// it asks for nothing: the first read is to find a connection and a token.
+func (d *Daemon) warmTargets(v *spec.Volume) {
+	warmed := make(map[string]bool)
+	for _, l := range v.Lowers {
+		repository, _ := strings.CutSuffix(v.TargetURL(l), "/"+l.TargetDigest.String())
+		if l.TargetFile == "" && l.TargetDigest != "" && !warmed[repository] {
+			d.warm(repository)
+			warmed[repository] = true
+		}
+	}
 }
 
 // expectations are blobs that will be wanted soon. Each is open, and what
@@ -95,7 +117,10 @@ type expectation struct {
 	taken chan struct{}
 }
 
-var _ fetcher.Opener = (*expectations)(nil)
+var (
+	_ fetcher.Opener = (*expectations)(nil)
+	_ fetcher.Keeper = (*expectations)(nil)
+)
 
 func newExpectations(next fetcher.Opener, log *slog.Logger) *expectations {
 	e := &expectations{next: next, log: log, turns: make(chan struct{}, maxWarming), all: make(map[fetcher.Ref]*expectation)}
@@ -175,6 +200,11 @@ func (e *expectations) Open(ctx context.Context, ref fetcher.Ref) (fetcher.Blob,
 		return b, nil
 	}
 	return e.next.Open(ctx, ref)
+}
+
+// OpenMade opens what mk makes of the blob of ref, which nobody expects.
+func (e *expectations) OpenMade(ctx context.Context, ref fetcher.Ref, key digest.Digest, mk fetcher.Maker) (fetcher.Blob, error) {
+	return fetcher.OpenMade(ctx, e.next, ref, key, mk)
 }
 
 // take ends the expectation of ref, and returns its blob if that is open. What

@@ -3,6 +3,10 @@
 package blockd
 
 import (
+	"context"
+
+	"github.com/opencontainers/go-digest"
+
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/image/spec"
 )
@@ -15,5 +19,18 @@ func (d *Daemon) layers(dev *device, v *spec.Volume) fetcher.Opener {
 		return blobs
 	}
 	dev.layers = d.opts.Downloads.Volume(v, blobs)
-	return dev.layers
+	return layerOpener{dev.layers, blobs}
+}
+
+// A layerOpener opens layers to be downloaded, and what is made of others, of
+// which nothing else is brought to the node.
+type layerOpener struct {
+	fetcher.Opener
+	others fetcher.Opener
+}
+
+var _ fetcher.Keeper = layerOpener{}
+
+func (o layerOpener) OpenMade(ctx context.Context, ref fetcher.Ref, key digest.Digest, mk fetcher.Maker) (fetcher.Blob, error) {
+	return fetcher.OpenMade(ctx, o.others, ref, key, mk)
 }

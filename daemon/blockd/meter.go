@@ -6,6 +6,8 @@ import (
 	"context"
 	"sync"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/overlaybd-go/overlaybd/cache"
 	"github.com/overlaybd-go/overlaybd/fetcher"
 )
@@ -26,14 +28,28 @@ type meteredOpener struct {
 	next fetcher.Opener
 }
 
+var _ fetcher.Keeper = meteredOpener{}
+
 func (o meteredOpener) Open(ctx context.Context, ref fetcher.Ref) (fetcher.Blob, error) {
 	b, err := o.next.Open(ctx, ref)
-	if cached, ok := b.(*cache.Blob); ok && err == nil {
-		o.m.mu.Lock()
-		o.m.blobs = append(o.m.blobs, cached)
-		o.m.mu.Unlock()
-	}
+	o.m.add(b)
 	return b, err
+}
+
+func (o meteredOpener) OpenMade(ctx context.Context, ref fetcher.Ref, key digest.Digest, mk fetcher.Maker) (fetcher.Blob, error) {
+	b, err := fetcher.OpenMade(ctx, o.next, ref, key, mk)
+	o.m.add(b)
+	return b, err
+}
+
+func (m *meter) add(b fetcher.Blob) {
+	cached, ok := b.(*cache.Blob)
+	if !ok {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.blobs = append(m.blobs, cached)
 }
 
 // bytes returns what came over the network and what the cache answered.

@@ -120,13 +120,16 @@ func wantEIO(t *testing.T, device string) {
 	}
 }
 
-// faults are what a source may do wrong. A reader does not notice it when it
-// passes; when it lasts, it gets an EIO, and its data once it is over.
-var faults = []struct {
+// A fault is what a source may do wrong.
+type fault struct {
 	name  string
 	fault fetchertest.Fault
 	lasts bool // at once: to try again is of no use
-}{
+}
+
+// faults are what a source may do wrong. A reader does not notice it when it
+// passes; when it lasts, it gets an EIO, and its data once it is over.
+var faults = []fault{
 	{"401", fetchertest.Fault{Status: 401}, true},
 	{"403", fetchertest.Fault{Status: 403}, true},
 	{"404", fetchertest.Fault{Status: 404}, true},

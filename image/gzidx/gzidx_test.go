@@ -107,22 +107,6 @@ func TestGolden(t *testing.T) {
 	compare(t, open(t, memBlob(z), own), want, 2)
 }
 
-func gzipped(t testing.TB, p []byte, level int) []byte {
-	t.Helper()
-	var out bytes.Buffer
-	w, err := gzip.NewWriterLevel(&out, level)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.Write(p); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return out.Bytes()
-}
-
 func TestTiny(t *testing.T) {
 	for _, n := range []int{0, 1, 2, 100, 70_000} {
 		for level := gzip.HuffmanOnly; level <= 9; level++ {

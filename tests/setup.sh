@@ -19,6 +19,7 @@ mariadbd:mariadb-server
 gcc:gcc
 qemu-system-x86_64:qemu-system-x86
 xz:xz-utils
+pigz:pigz
 fio:fio
 sg_inq:sg3-utils
 blkzone:util-linux

@@ -183,10 +183,7 @@ func named(t testing.TB, p []byte) []byte {
 }
 
 func TestCorpus(t *testing.T) {
-	content := layerLike(t, 3<<20)
-	if !testing.Short() {
-		content = layerLike(t, 6<<20)
-	}
+	content := layerLike(t, 2<<20)
 	for _, name := range slices.Sorted(maps.Keys(corpus())) {
 		t.Run(name, func(t *testing.T) {
 			z := corpus()[name](t, content)

@@ -87,7 +87,7 @@ func TestChangedTarget(t *testing.T) {
 	z := append(gzipped(t, content[:n], 6), gzipped(t, content[n:], 9)...)
 	_, index := build(t, z, gzidx.Options{Span: 64 << 10})
 	detected := 0
-	for range 100 {
+	for range 40 {
 		changed := slices.Clone(z)
 		damage(rnd, changed)
 		b := open(t, memBlob(changed), index)

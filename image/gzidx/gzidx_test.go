@@ -72,7 +72,7 @@ func compare(t testing.TB, b *gzidx.Blob, want []byte, seed uint64) {
 		t.Fatalf("size is %d, want %d", b.Size(), len(want))
 	}
 	rnd := rand.New(rand.NewPCG(seed, 1))
-	for range 30 {
+	for range 10 {
 		off := rnd.IntN(len(want) + 1)
 		p := make([]byte, rnd.IntN(min(len(want)+1, 3<<20))>>rnd.IntN(20))
 		n, err := b.ReadAt(t.Context(), p, int64(off))

@@ -251,12 +251,12 @@ func TestHostileIndex(t *testing.T) {
 		reseal(x)
 		refuse(t, name, z, x, errors.ErrUnsupported)
 	}
-	for i := range 333 {
+	for i := 0; i < 333; i += 1 + i/30 {
 		x := slices.Clone(good)
 		x[i] ^= 0x10
 		refuse(t, "header without CRC", z, x, gzidx.ErrCorrupt)
 	}
-	for n := range len(good) {
+	for n := 0; n < len(good); n += 1 + n/50 {
 		x := good[:n]
 		refuse(t, "cut", z, x, gzidx.ErrCorrupt)
 	}
@@ -311,18 +311,12 @@ func TestWrongWindows(t *testing.T) {
 	}
 }
 
-// A span of 64 MiB and more is refused, when it is read and when it is made.
+// A span of more than 64 MiB is refused before anything of it is read.
 func TestSpanTooLong(t *testing.T) {
-	content := make([]byte, gzidx.MaxSpan+8<<20)
-	z := gzipped(t, content, 1)
-	r := gzidx.NewReader(bytes.NewReader(z), gzidx.Options{Span: 1 << 40})
-	if _, err := io.Copy(io.Discard, r); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := r.WriteIndex(io.Discard); !errors.Is(err, errors.ErrUnsupported) {
-		t.Errorf("WriteIndex: %v, want ErrUnsupported", err)
-	}
+	z := gzipped(t, make([]byte, 1<<20), 1)
 	_, x := build(t, z, gzidx.Options{})
 	all, windows := points(t, x)
+	binary.LittleEndian.PutUint64(x[33:], 1<<20)
+	binary.LittleEndian.PutUint64(x[49:], gzidx.MaxSpan+1)
 	refuse(t, "one point", z, encode(x, true, all[:1], windows[:1]), errors.ErrUnsupported)
 }

@@ -5,6 +5,7 @@ package gzidx_test
 import (
 	"bytes"
 	"compress/gzip"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -54,6 +55,30 @@ func BenchmarkIndex(b *testing.B) {
 	b.SetBytes(content)
 	b.ReportMetric(float64(theirs)/float64(ours), "of-gunzip")
 	b.ReportMetric(100*float64(size)/float64(len(z)), "%index")
+}
+
+// BenchmarkSpan asks what the distance of points costs: the size of the index,
+// against that of the gzip file, and how much is decoded to read a byte.
+func BenchmarkSpan(b *testing.B) {
+	z := gzipped(b, sources(b, 30<<20), gzip.DefaultCompression)
+	for _, span := range []int64{512 << 10, 1 << 20, 2 << 20, 4 << 20} {
+		b.Run(fmt.Sprintf("%dKiB", span>>10), func(b *testing.B) {
+			var content, index []byte
+			for b.Loop() {
+				content, index = build(b, z, gzidx.Options{Span: span})
+			}
+			blob := open(b, memBlob(z), index)
+			var decoded float64
+			for off := int64(0); off < blob.Size(); {
+				start, end := blob.Span(off)
+				decoded += float64(end-start) * float64(end-start) / float64(len(content))
+				off = end
+			}
+			b.SetBytes(int64(len(content)))
+			b.ReportMetric(100*float64(len(index))/float64(len(z)), "%index")
+			b.ReportMetric(decoded/(1<<10), "KiB/byte-read")
+		})
+	}
 }
 
 // processorTime returns what the process has used of it.

@@ -32,6 +32,7 @@ var (
 	_ fetcher.Blob        = (*Blob)(nil)
 	_ fetcher.RangeReader = (*Blob)(nil)
 	_ fetcher.Dropper     = (*Blob)(nil)
+	_ fetcher.Spanner     = (*Blob)(nil)
 )
 
 // OpenOptions are how to read an indexed file.

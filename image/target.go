@@ -17,6 +17,7 @@ import (
 	"github.com/overlaybd-go/overlaybd/image/gzidx"
 	"github.com/overlaybd-go/overlaybd/image/lsmt"
 	"github.com/overlaybd-go/overlaybd/image/spec"
+	"github.com/overlaybd-go/overlaybd/image/zstdidx"
 )
 
 // OpenTargetLayer is OpenLayer for a layer whose files' content lies in target,
@@ -58,27 +59,41 @@ func openTarget(ctx context.Context, v *spec.Volume, l spec.Lower, blobs fetcher
 // the beginning of that.
 type indexing struct {
 	detect func(head []byte) bool
-	sizes  func(index io.ReaderAt, n int64) (content, compressed int64, err error)
+	size   func(index io.ReaderAt, n int64) (compressed int64, err error)
 	open   func(ctx context.Context, src fetcher.Blob, index io.ReaderAt, n int64) (fetcher.Blob, error)
 }
 
 func indexings() []indexing {
 	return []indexing{
-		{
-			detect: gzidx.Detect,
-			sizes: func(index io.ReaderAt, n int64) (content, compressed int64, err error) {
-				i, err := gzidx.ReadInfo(index, n)
-				return i.Size, i.CompressedSize, err
-			},
-			open: func(ctx context.Context, src fetcher.Blob, index io.ReaderAt, n int64) (fetcher.Blob, error) {
-				b, err := gzidx.OpenWith(ctx, src, index, n, gzidx.OpenOptions{Recent: recent(src)})
-				if err != nil {
-					return nil, err
-				}
-				return b, nil
-			},
-		},
+		{gzidx.Detect, gzipSize, openGzip},
+		{zstdidx.Detect, zstdSize, openZstd},
 	}
+}
+
+func gzipSize(index io.ReaderAt, n int64) (int64, error) {
+	info, err := gzidx.ReadInfo(index, n)
+	return info.CompressedSize, err
+}
+
+func openGzip(ctx context.Context, src fetcher.Blob, index io.ReaderAt, n int64) (fetcher.Blob, error) {
+	b, err := gzidx.OpenWith(ctx, src, index, n, gzidx.OpenOptions{Recent: recent(src)})
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+func zstdSize(index io.ReaderAt, n int64) (int64, error) {
+	info, err := zstdidx.ReadInfo(index, n)
+	return info.CompressedSize, err
+}
+
+func openZstd(ctx context.Context, src fetcher.Blob, index io.ReaderAt, n int64) (fetcher.Blob, error) {
+	b, err := zstdidx.Open(ctx, src, index, n)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
 }
 
 // recent returns how much of the content of src is to be kept in memory: none if
@@ -116,7 +131,7 @@ func openIndexed(ctx context.Context, ref fetcher.Ref, f *os.File, blobs fetcher
 	if strings.HasPrefix(ref.URL, "file:") {
 		return fetcher.OpenMade(ctx, blobs, ref, "", x.content)
 	}
-	if _, ref.Size, err = x.kind.sizes(x.f, x.size); err != nil {
+	if ref.Size, err = x.kind.size(x.f, x.size); err != nil {
 		return nil, err
 	}
 	key, err := x.key(ref.Digest)

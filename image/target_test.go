@@ -4,19 +4,28 @@ package image_test
 
 import (
 	"bytes"
+	"compress/gzip"
+	"encoding/hex"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
+	"github.com/overlaybd-go/overlaybd/fetcher/fetchertest"
+	"github.com/overlaybd-go/overlaybd/fetcher/file"
 	"github.com/overlaybd-go/overlaybd/image"
 	"github.com/overlaybd-go/overlaybd/image/gzidx"
+	"github.com/overlaybd-go/overlaybd/image/lsmt"
 	"github.com/overlaybd-go/overlaybd/image/spec"
+	"github.com/overlaybd-go/overlaybd/image/zstdidx"
 	"github.com/overlaybd-go/overlaybd/tests/need"
 )
 
@@ -158,4 +167,135 @@ func TestTargetKeys(t *testing.T) {
 	if len(keys) != 4 {
 		t.Errorf("got %d keys, want 4", len(keys))
 	}
+}
+
+// TestZstdTarget reads the golden layer's content out of a zstd file.
+func TestZstdTarget(t *testing.T) {
+	dir, files := need.Golden(t, "turbo/*", "tars/l0.tar")
+	content, err := os.ReadFile(filepath.Join(dir, "tars/l0.tar"))
+	must(t, err)
+	var packed, index bytes.Buffer
+	w, err := zstd.NewWriter(&packed)
+	must(t, err)
+	_, err = w.Write(content)
+	must(t, errors.Join(err, w.Close()))
+	r := zstdidx.NewReader(bytes.NewReader(packed.Bytes()), zstdidx.Options{})
+	_, err = io.Copy(io.Discard, r)
+	must(t, err)
+	_, err = r.WriteIndex(&index)
+	must(t, err)
+	l := spec.Lower{File: files["turbo/l0.ext4.fs.meta"].Path, TargetFile: filepath.Join(dir, "zst"), GzipIndex: filepath.Join(dir, "zstd.meta")}
+	must(t, errors.Join(os.WriteFile(l.TargetFile, packed.Bytes(), 0o600), os.WriteFile(l.GzipIndex, index.Bytes(), 0o600)))
+	i, err := image.Open(t.Context(), &spec.Volume{Lowers: []spec.Lower{l}}, local)
+	must(t, err)
+	defer i.Close()
+	if got, want := volumeHash(t, i), files[l.File[len(dir)+1:]].Volume; got != want {
+		t.Errorf("got volume %s, want %s", got, want)
+	}
+}
+
+// farTarget is a volume whose one layer maps the content of a gzip file in reg.
+func farTarget(tb testing.TB, reg *fetchertest.Registry, content []byte) (v *spec.Volume, target []byte) {
+	tb.Helper()
+	var packed, layer bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	_, err := z.Write(content)
+	must(tb, errors.Join(err, z.Close()))
+	r := gzidx.NewReader(bytes.NewReader(packed.Bytes()), gzidx.Options{})
+	_, err = io.Copy(io.Discard, r)
+	must(tb, err)
+	dir := tb.TempDir()
+	l := spec.Lower{File: filepath.Join(dir, "ext4.fs.meta"), GzipIndex: filepath.Join(dir, "gzip.meta")}
+	index, err := os.Create(l.GzipIndex)
+	must(tb, err)
+	_, err = r.WriteIndex(index)
+	must(tb, errors.Join(err, index.Close()))
+	b, err := lsmt.Build(&layer, nil, lsmt.BuilderOptions{VirtualSize: int64(len(content)), Target: true, TempDir: dir})
+	must(tb, err)
+	must(tb, errors.Join(b.MapContent(tb.Context(), 0, int64(len(content)), 0), b.Finish(tb.Context()), b.Close()))
+	must(tb, os.WriteFile(l.File, layer.Bytes(), 0o600))
+	ref := reg.AddBlob("test/image", packed.Bytes())
+	l.TargetDigest = ref.Digest
+	return &spec.Volume{RepoBlobURL: strings.TrimSuffix(ref.URL, "/"+ref.Digest.String()), Lowers: []spec.Lower{l}}, packed.Bytes()
+}
+
+// readTarget reads all of v's content in pieces of n bytes, in the order of
+// pieces.
+func readTarget(tb testing.TB, v *spec.Volume, blobs fetcher.Opener, content []byte, n int, pieces []int) {
+	tb.Helper()
+	i, err := image.Open(tb.Context(), v, fetcher.Schemes{"http": blobs, "file": file.Opener{}})
+	must(tb, err)
+	defer i.Close()
+	p := make([]byte, n)
+	for _, k := range pieces {
+		_, err := i.ReadAt(tb.Context(), p, int64(k*n))
+		must(tb, err)
+		if !bytes.Equal(p, content[k*n:(k+1)*n]) {
+			tb.Fatalf("piece %d of %d bytes is wrong", k, n)
+		}
+	}
+}
+
+// TestTargetIsFetchedOnce: whatever the order, each span is fetched and inflated
+// once, and the next time not at all.
+func TestTargetIsFetchedOnce(t *testing.T) {
+	content := []byte(hex.EncodeToString(fetchertest.Content(12<<20, 7)))
+	for name, order := range map[string][]int{
+		"in order":  upTo(len(content) / (128 << 10)),
+		"at random": rand.New(rand.NewPCG(1, 2)).Perm(len(content) / 4096),
+	} {
+		t.Run(name, func(t *testing.T) {
+			reg := fetchertest.NewRegistry(t, fetchertest.Options{})
+			v, target := farTarget(t, reg, content)
+			dir := t.TempDir()
+			for _, most := range []int64{105, 0} {
+				reg.ResetLog()
+				blobs, shut := cached(t, reg, dir)
+				readTarget(t, v, blobs, content, len(content)/len(order), order)
+				shut()
+				var asked int64
+				for _, q := range reg.Log() {
+					asked += q.N
+				}
+				size := int64(len(target))
+				t.Logf("%d bytes of %d fetched in %d requests", asked, size, len(reg.Log()))
+				if asked*100 > most*size {
+					t.Errorf("%d bytes were asked for of a target of %d", asked, size)
+				}
+			}
+		})
+	}
+}
+
+func upTo(n int) []int {
+	s := make([]int, n)
+	for i := range s {
+		s[i] = i
+	}
+	return s
+}
+
+// BenchmarkTarget: how much longer than to inflate a gzip file does it take to
+// read it in order through the index and an empty cache?
+func BenchmarkTarget(b *testing.B) {
+	content := []byte(hex.EncodeToString(fetchertest.Content(24<<20, 7)))
+	reg := fetchertest.NewRegistry(b, fetchertest.Options{})
+	v, packed := farTarget(b, reg, content)
+	var took, base time.Duration
+	b.SetBytes(int64(len(content)))
+	for b.Loop() {
+		begun := time.Now()
+		z, err := gzip.NewReader(bytes.NewReader(packed))
+		must(b, err)
+		_, err = io.Copy(io.Discard, z)
+		must(b, err)
+		base += time.Since(begun)
+
+		blobs, shut := cached(b, reg, b.TempDir())
+		begun = time.Now()
+		readTarget(b, v, blobs, content, 128<<10, upTo(len(content)/(128<<10)))
+		took += time.Since(begun)
+		shut()
+	}
+	b.ReportMetric(float64(took)/float64(base), "x-of-compress/gzip")
 }

@@ -5,6 +5,9 @@
 // registry usually looks like one: a pax header, the entry
 // "overlaybd.commit", the payload.
 //
+// It also writes and reads the headers of other tars alone, from which the
+// metadata of their files can be made; see [WriteHeaders].
+//
 // The one thing to know: the payload stays where it is. [Open] finds its
 // offset and returns a [fetcher.Blob] that adds it to every read.
 package tarblob

@@ -68,7 +68,6 @@ func (d *decoder) reset(r io.Reader, size int) {
 	d.pos = 0
 	d.inside = false
 	d.out = output{buf: make([]byte, 0, size+margin)}
-	d.tables.forget()
 }
 
 // step reads the header of a frame, a frame to be skipped, or a block. The
@@ -211,6 +210,7 @@ func (d *decoder) decodeBlock() error {
 		return malformed("block of %d bytes, at most %d are possible in its frame", size, d.frame.blockMax)
 	}
 	from := len(d.out.buf)
+	d.tables.begin()
 	if err := d.decodeKind(kind, size); err != nil {
 		return err
 	}

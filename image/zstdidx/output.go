@@ -5,11 +5,19 @@ package zstdidx
 // An output is where decoded bytes go, and where matches take them from.
 type output struct {
 	buf   []byte // what is decoded; at least margin bytes of capacity stay free
+	start int64  // where in the content buf begins
 	base  int    // where in buf the span begins: what lies before is far
 	frame int    // where in buf the frame begins; negative if it is not there any more
 
-	marks *marks // notes what is taken from before base, which buf has
-	past  *past  // what lies before base, which buf has not
+	refs []ref // what was taken from before base, where buf has that
+	past *past // what lies before base, where buf has it not
+}
+
+// A ref is a match that takes bytes from afar.
+type ref struct {
+	at     int64 // where it goes, in the content
+	offset uint32
+	n      uint32 // bytes
 }
 
 // room returns how many bytes may be added.
@@ -51,9 +59,7 @@ func (o *output) far(p, offset, length int) error {
 	case from < 0:
 		return malformed("match of offset %d begins before what was decoded", offset)
 	default:
-		if o.marks != nil {
-			o.marks.add(o.base-from, n)
-		}
+		o.refs = append(o.refs, ref{at: o.start + int64(p), offset: uint32(offset), n: uint32(length)})
 		copyFar(buf, p, from, n)
 	}
 	if n < length {
@@ -91,6 +97,7 @@ func (o *output) slide(keep, n int) {
 // drop forgets all before byte keep.
 func (o *output) drop(keep int) {
 	o.buf = o.buf[:copy(o.buf, o.buf[keep:])]
+	o.start += int64(keep)
 	o.base -= keep
 	o.frame -= keep
 }

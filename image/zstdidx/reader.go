@@ -5,7 +5,6 @@ package zstdidx
 import (
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 
 	"github.com/cespare/xxhash/v2"
@@ -21,9 +20,6 @@ const (
 	// maxIdle is how much of a zstd file without content a span may have
 	// between its blocks, bytes: frames to be skipped.
 	maxIdle = 64 << 10
-	// share is which part of a zstd file its index is to be at most: a
-	// hundredth.
-	share = 100
 )
 
 // Options say what an index is to be like.
@@ -55,28 +51,13 @@ func (o Options) clamped() Options {
 // reading can begin there later.
 type Reader struct {
 	d    *decoder
-	opts Options
 	err  error
+	plan planner
 
-	served int // bytes of d.out.buf that were read
-	size   int64
-	spans  []span
-	states []byte
-	open   opening
-	marks  marks
-	packer packer
-}
-
-// An opening is where the span at hand begins.
-type opening struct {
-	pos    int64 // in the zstd file
-	end    int64 // of its last block with content
-	size   int64 // bytes of content
-	crc    uint32
-	inside bool // a frame
-	frame  frame
-	reps   [3]int
-	tables [tableCount]recipe // in force
+	served int   // bytes of d.out.buf that were read
+	size   int64 // bytes decoded
+	end    int64 // of the last block with content, in the zstd file
+	passed int64 // steps of the planner in the frame, up to the last point
 }
 
 // NewReader returns the content of the zstd stream r, of any number of frames.
@@ -84,9 +65,9 @@ type opening struct {
 // errors.ErrUnsupported where it needs a dictionary or a window of more than
 // 128 MiB.
 func NewReader(r io.Reader, opts Options) *Reader {
-	z := &Reader{d: newDecoder(r), opts: opts.clamped()}
-	z.d.hash = xxhash.New()
-	z.d.out.marks = &z.marks
+	d := newDecoder(r)
+	d.hash = xxhash.New()
+	z := &Reader{d: d, plan: planner{opts: opts.clamped(), out: &d.out}}
 	return z
 }
 
@@ -106,61 +87,53 @@ func (r *Reader) Read(p []byte) (int, error) {
 // step decodes a little more.
 func (r *Reader) step() error {
 	d := r.d
-	if r.open.size > 0 && r.full() {
-		if err := r.close(); err != nil {
-			return err
-		}
-	}
-	if r.open.size == 0 && (!d.inside || !d.first) {
-		r.begin()
-	}
+	r.look()
 	r.slide()
 	from := len(d.out.buf)
 	if err := d.step(); err != nil {
-		if err == io.EOF && r.open.size > 0 { //nolint:errorlint // as step returns it
-			if err := r.close(); err != nil {
-				return err
-			}
+		if err == io.EOF { //nolint:errorlint // as step returns it
+			r.plan.finish(r.size, r.end)
 		}
 		return err
 	}
-	if p := d.out.buf[from:]; len(p) > 0 {
-		r.open.crc = crc32.Update(r.open.crc, castagnoli, p)
-		r.open.size += int64(len(p))
-		r.open.end = d.pos
-		r.size += int64(len(p))
+	if n := len(d.out.buf) - from; n > 0 {
+		r.size += int64(n)
+		r.end = d.pos
+	}
+	if !d.first {
+		r.plan.note(&d.tables)
 	}
 	return nil
 }
 
-// begin has the span at hand, of which there is nothing yet, begin here.
-func (r *Reader) begin() {
-	d := r.d
-	r.open = opening{pos: d.pos, inside: d.inside, frame: d.frame, reps: d.reps}
+// look considers the place before the next step as one where a span may begin.
+func (r *Reader) look() {
+	d, p := r.d, &r.plan
+	if d.inside && d.first {
+		r.passed = 0
+		return // the place before the frame's header was considered
+	}
+	last, passed := p.last(), int64(0)
 	if d.inside {
-		r.open.tables = d.tables.recipes
+		passed = d.content / p.step(d.frame.window)
 	}
-	d.tables.forget()
-	r.marks.reset()
-	d.out.base = len(d.out.buf)
-}
-
-// full reports whether a span may end here, or must.
-func (r *Reader) full() bool {
-	d, o := r.d, &r.open
 	switch {
-	case d.pos-o.end > maxIdle || d.pos-o.pos > maxStored/2 || o.size+maxBlock > r.opts.MaxSpan:
-		return true
-	case o.size < r.opts.Span:
-		return false
-	case !d.inside:
-		return true // the next costs nothing
+	case last == nil:
+	case last.at == r.size:
+		p.pop() // a place before nothing
+	case d.pos-r.end > maxIdle || d.pos-p.points[0].pos > maxStored-2*maxBlock:
+		p.finish(r.size, r.end)
+	case r.size-last.at+maxBlock > p.opts.MaxSpan:
+	case !d.inside && r.size-last.at >= p.opts.Span/2:
+	case passed > r.passed:
+	default:
+		return
 	}
-	// Of noted history, packed, twice as much of each byte is left as of the
-	// zstd file's content: what a span takes from afar repeats less.
-	stored := o.end - o.pos
-	packed := int64(r.marks.count) * min(2*stored, o.size) / o.size
-	return packed*share <= stored
+	r.passed = passed
+	p.add(point{
+		at: r.size, end: r.end, pos: d.pos, inside: d.inside,
+		state: state{frame: d.frame, reps: d.reps, tables: d.tables.recipes},
+	})
 }
 
 // slide makes room for a block.
@@ -170,33 +143,10 @@ func (r *Reader) slide() {
 	if d.inside {
 		keep = max(keep-d.frame.window, d.out.frame)
 	}
-	if r.open.inside {
-		keep = min(keep, d.out.base-r.open.frame.window)
-	}
-	keep = max(min(keep, r.served), 0)
+	keep = min(keep, r.plan.keep(), r.served)
 	before := len(d.out.buf)
-	d.out.slide(keep, maxBlock)
+	d.out.slide(max(keep, 0), maxBlock)
 	r.served -= before - len(d.out.buf)
-}
-
-// close ends the span at hand.
-func (r *Reader) close() error {
-	o := &r.open
-	s := span{pos: o.pos, stored: o.end - o.pos, size: o.size, crc: o.crc}
-	if o.inside {
-		st := state{frame: o.frame, reps: o.reps}
-		for k, used := range r.d.tables.inherited {
-			if used {
-				st.tables[k] = o.tables[k]
-			}
-		}
-		before := len(r.states)
-		r.states = st.append(r.states, r.packer.pack(&r.marks, r.d.out.buf[:r.d.out.base]))
-		s.state = len(r.states) - before
-	}
-	r.spans = append(r.spans, s)
-	r.open.size = 0
-	return nil
 }
 
 // WriteIndex writes the index of all that was read, and returns its size,
@@ -205,7 +155,7 @@ func (r *Reader) WriteIndex(w io.Writer) (int64, error) {
 	if r.err != io.EOF { //nolint:errorlint // as Read returned it
 		return 0, errors.New("write zstd index before the end of the stream")
 	}
-	x := index{Info: Info{Size: r.size, CompressedSize: r.d.pos}, spans: r.spans, states: r.states}
+	x := index{Info: Info{Size: r.size, CompressedSize: r.d.pos}, spans: r.plan.spans, states: r.plan.states}
 	n, err := w.Write(x.marshal())
 	if err != nil {
 		return int64(n), fmt.Errorf("write zstd index: %w", err)

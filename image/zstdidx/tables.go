@@ -38,9 +38,8 @@ type tables struct {
 	logs    [tableCount]uint8
 	recipes [tableCount]recipe
 
-	// inherited tells which tables were used since forget without having been
-	// made since; made, which have been.
-	inherited, made [tableCount]bool
+	// The last block repeated these tables, and made those.
+	repeated, made [tableCount]bool
 }
 
 // reset is what a frame begins with.
@@ -50,9 +49,9 @@ func (t *tables) reset() {
 	}
 }
 
-// forget begins a new account of tables inherited and made.
-func (t *tables) forget() {
-	t.inherited, t.made = [tableCount]bool{}, [tableCount]bool{}
+// begin begins a block.
+func (t *tables) begin() {
+	t.repeated, t.made = [tableCount]bool{}, [tableCount]bool{}
 }
 
 // repeat uses table k of an earlier block.
@@ -60,7 +59,7 @@ func (t *tables) repeat(k int) error {
 	if t.recipes[k].kind == kindNone {
 		return malformed("repeated table that no block before has")
 	}
-	t.inherited[k] = t.inherited[k] || !t.made[k]
+	t.repeated[k] = true
 	return nil
 }
 

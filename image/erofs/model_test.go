@@ -144,6 +144,10 @@ type pair struct {
 	ctx  context.Context
 	fs   *erofs.FS
 	root *node
+
+	// target takes content that the layer's target is to have, and says where
+	// it does. Nil if there is none.
+	target func(p []byte) (at int64)
 }
 
 // newPair returns a pair on the empty file system f.
@@ -227,13 +231,18 @@ func (p *pair) write(name string, hint int64, parts ...[]byte) error {
 		return err
 	}
 	for i, part := range parts {
-		if i%2 == 0 {
+		if i == len(parts)-1 && p.target != nil {
+			err = w.Map(p.target(part), int64(len(part)))
+			if errors.Is(err, errors.ErrUnsupported) {
+				_, err = w.Write(part)
+			}
+		} else if i%2 == 0 {
 			_, err = w.Write(part)
 		} else {
 			err = w.Skip(int64(len(part)))
 		}
 		if err != nil {
-			return err
+			return errors.Join(err, w.Close())
 		}
 	}
 	n.data = bytes.Join(parts, nil)

@@ -89,6 +89,9 @@ func (p program) run(ctx context.Context, c chain, log *strings.Builder) (*pair,
 	if err != nil {
 		return nil, err
 	}
+	if c, ok := c.(*layers); ok && c.turbo {
+		model.target = c.addTarget
+	}
 	e := &editor{pair: model, log: log}
 	for i, word := range p {
 		e.r = rand.New(rand.NewPCG(word, 1))
@@ -116,7 +119,7 @@ func (e *editor) nextLayer(c chain) error {
 		return err
 	}
 	err := c.next(e.ctx)
-	if err == nil {
+	if _, ok := c.(plainFile); ok && err == nil {
 		err = e.checkRead(c.top())
 	}
 	if err == nil {
@@ -259,11 +262,17 @@ func (c plainFile) top() backend.Writer        { return c.fileVolume }
 func (c plainFile) next(context.Context) error { return nil }
 
 func TestRandomEdits(t *testing.T) {
-	p := newProgram(*seed, *edits)
-	fresh := func() plainFile { return plainFile{newFile(t, 256<<20)} }
-	v := fresh()
+	v := plainFile{newFile(t, 256<<20)}
+	model := newProgram(*seed, *edits).mustRun(t, v, func() chain { return plainFile{newFile(t, 256<<20)} })
+	model.kernelAgrees(t, v.fileVolume)
+	fsck(t, v.fileVolume)
+}
+
+// mustRun runs p on c, or shrinks p on fresh chains and fails.
+func (p program) mustRun(t *testing.T, c chain, fresh func() chain) *pair {
+	t.Helper()
 	var log strings.Builder
-	model, err := p.run(t.Context(), v, &log)
+	model, err := p.run(t.Context(), c, &log)
 	if err != nil {
 		p, err = p.shrink(func(p program) error {
 			log.Reset()
@@ -272,6 +281,5 @@ func TestRandomEdits(t *testing.T) {
 		})
 		t.Fatalf("-seed=%d: %v\nshrunk to %d edits:\n%s", *seed, err, len(p), log.String())
 	}
-	model.kernelAgrees(t, v.fileVolume)
-	fsck(t, v.fileVolume)
+	return model
 }

@@ -29,8 +29,14 @@ func mount(t testing.TB, v fileVolume) (dir string) {
 	t.Helper()
 	need.Root(t)
 	dir = t.TempDir()
-	err := syscall.Mount(v.Name(), dir, "erofs", syscall.MS_RDONLY, "")
-	need.Capability(t, "erofs", err)
+	var missing error
+	if known := must(os.ReadFile("/proc/filesystems")); !bytes.Contains(known, []byte("\terofs\n")) {
+		missing = errors.New("the kernel does not know it")
+	}
+	need.Capability(t, "erofs", missing)
+	if err := syscall.Mount(v.Name(), dir, "erofs", syscall.MS_RDONLY, ""); err != nil {
+		t.Fatal("mount: ", err)
+	}
 	t.Cleanup(func() {
 		if err := syscall.Unmount(dir, 0); err != nil {
 			t.Errorf("unmount: %v", err)
@@ -54,11 +60,11 @@ func describeDir(dir, name string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	body, err := contentDir(full, a.Mode)
+	text, err := contentDir(full, a.Mode)
 	if err != nil {
 		return nil, err
 	}
-	lines := []string{line(name, a, int(st.Nlink), st.Size, body, xattrs)}
+	lines := []string{line(name, a, int(st.Nlink), st.Size, text, xattrs)}
 	if st.Mode&syscall.S_IFMT != syscall.S_IFDIR {
 		return lines, nil
 	}
@@ -77,10 +83,10 @@ func contentDir(full string, mode uint32) (string, error) {
 	switch mode & syscall.S_IFMT {
 	case syscall.S_IFLNK:
 		target, err := os.Readlink(full)
-		return content(nil, target), err
+		return body(nil, target), err
 	case syscall.S_IFREG:
 		data, err := os.ReadFile(full)
-		return content(data, ""), err
+		return body(data, ""), err
 	}
 	return "", nil
 }

@@ -114,16 +114,16 @@ func (c *layers) disk(ctx context.Context, far bool) (*lsmt.Stack, error) {
 // flatten returns the disk of what is done as a file.
 func (c *layers) flatten(t testing.TB) fileVolume {
 	t.Helper()
-	return copyDisk(t, must(c.disk(t.Context(), false)))
+	return copyDisk(t, must(c.disk(t.Context(), false)), c.size)
 }
 
-// copyDisk returns what is on v as a sparse file.
-func copyDisk(t testing.TB, v backend.Volume) fileVolume {
+// copyDisk returns the first n bytes of v as a sparse file.
+func copyDisk(t testing.TB, v backend.Volume, n int64) fileVolume {
 	t.Helper()
-	file := newFile(t, v.Size())
+	file := newFile(t, n)
 	buf, zero := make([]byte, 1<<20), make([]byte, 1<<20)
-	for off := int64(0); off < v.Size(); off += int64(len(buf)) {
-		p := buf[:min(int64(len(buf)), v.Size()-off)]
+	for off := int64(0); off < n; off += int64(len(buf)) {
+		p := buf[:min(int64(len(buf)), n-off)]
 		if n, err := v.ReadAt(t.Context(), p, off); n < len(p) {
 			t.Fatal(err)
 		}

@@ -40,7 +40,7 @@ func (n *node) isDir() bool { return n.attr.Mode&syscall.S_IFMT == syscall.S_IFD
 // describe lists what is below n, a line for every path.
 func (n *node) describe(name string) []string {
 	size := int64(len(n.data) + len(n.target))
-	lines := []string{line(name, n.attr, n.links, size, content(n.data, n.target), n.xattrs)}
+	lines := []string{line(name, n.attr, n.links, size, body(n.data, n.target), n.xattrs)}
 	for _, k := range slices.Sorted(maps.Keys(n.names)) {
 		lines = append(lines, n.names[k].describe(path.Join(name, k))...)
 	}
@@ -64,7 +64,7 @@ func line(name string, a vfs.Attr, links int, size int64, content string, xattrs
 	return b.String()
 }
 
-func content(data []byte, target string) string {
+func body(data []byte, target string) string {
 	if target != "" {
 		return "-> " + target
 	}
@@ -91,11 +91,11 @@ func describeFS(ctx context.Context, f tree, ino vfs.Ino, name string) ([]string
 	if err != nil {
 		return nil, err
 	}
-	body, err := contentFS(ctx, f, st)
+	text, err := contentFS(ctx, f, st)
 	if err != nil {
 		return nil, err
 	}
-	lines := []string{line(name, st.Attr, int(st.Links), st.Size, body, xattrs)}
+	lines := []string{line(name, st.Attr, int(st.Links), st.Size, text, xattrs)}
 	if st.Mode&syscall.S_IFMT != syscall.S_IFDIR {
 		return lines, nil
 	}
@@ -123,7 +123,7 @@ func contentFS(ctx context.Context, f tree, st vfs.Inode) (string, error) {
 	switch st.Mode & syscall.S_IFMT {
 	case syscall.S_IFLNK:
 		target, err := f.Readlink(ctx, st.Ino)
-		return content(nil, target), err
+		return body(nil, target), err
 	case syscall.S_IFREG:
 		r, ok := f.(*erofs.Reader)
 		if !ok {
@@ -134,7 +134,7 @@ func contentFS(ctx context.Context, f tree, st vfs.Inode) (string, error) {
 		if n == len(data) && errors.Is(err, io.EOF) {
 			err = nil
 		}
-		return content(data, ""), err
+		return body(data, ""), err
 	}
 	return "", nil
 }
@@ -329,6 +329,9 @@ func (p *pair) check() error {
 	}
 	return sameLines(got, want)
 }
+
+// links matches the count of links.
+var links = regexp.MustCompile(`links [0-9]+`)
 
 // sum matches what stands for the content of a regular file.
 var sum = regexp.MustCompile(`( size [0-9]+ )[0-9a-f]{16}`)

@@ -33,14 +33,16 @@ type prefix struct {
 	infix string
 }
 
-// spaceName returns the full name of an attribute.
-func spaceName(index byte, rest string) (string, error) {
+// spaceName returns the full name of an attribute, and none in a name space
+// that is not known, which the kernel does not show either: erofs-utils fill
+// room for attributes to come with name space 0.
+func spaceName(index byte, rest string) (name string, ok bool) {
 	for _, s := range xattrSpaces {
-		if s.index == index && isACLSpace(index) == (rest == "") {
-			return s.prefix + rest, nil
+		if s.index == index {
+			return s.prefix + rest, isACLSpace(index) == (rest == "") && !strings.ContainsRune(rest, 0)
 		}
 	}
-	return "", fmt.Errorf("a name of %d bytes in name space %d", len(rest), index)
+	return "", true
 }
 
 // readPrefixes reads the long prefixes.
@@ -174,11 +176,11 @@ func (r *xattrReader) add(e []byte, off int64) error {
 		}
 		index, rest = r.m.long[i].index, r.m.long[i].infix+rest
 	}
-	name, err := spaceName(index, rest)
-	if err != nil || strings.ContainsRune(name, 0) {
-		return r.corrupt(off, "e_name_index", "%v", err)
+	name, ok := spaceName(index, rest)
+	if !ok {
+		return r.corrupt(off, "e_name_len", "%d in name space %d", len(rest), index)
 	}
-	if _, ok := r.all[name]; ok {
+	if _, ok := r.all[name]; ok || name == "" {
 		return nil
 	}
 	r.all[name] = slices.Clone(e[xattrEntry+int(e[xeName]):])

@@ -125,7 +125,9 @@ func contentFS(ctx context.Context, f tree, st vfs.Inode) (string, error) {
 		target, err := f.Readlink(ctx, st.Ino)
 		return body(nil, target), err
 	case syscall.S_IFREG:
-		r, ok := f.(*erofs.Reader)
+		r, ok := f.(interface {
+			ReadAt(ctx context.Context, ino vfs.Ino, p []byte, off int64) (int, error)
+		})
 		if !ok {
 			return "?", nil
 		}

@@ -42,7 +42,7 @@ type Options struct {
 	// built; 0 stands for 64 GiB.
 	VirtualSize int64
 
-	// FSType is the type of the disk's file system: "ext4", the default.
+	// FSType is the type of the disk's file system: Ext4, the default, or EROFS.
 	FSType string
 
 	// Target leaves the content of files in the tars that layers are made of:

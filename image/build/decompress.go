@@ -11,6 +11,9 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/overlaybd-go/overlaybd/image/gzidx"
+	"github.com/overlaybd-go/overlaybd/image/zstdidx"
 )
 
 // maxWindow bounds the history of a zstd stream, in bytes, and with it the
@@ -64,7 +67,7 @@ func open(r io.Reader, indexed bool) (*content, error) {
 		c.ReadCloser = io.NopCloser(buf)
 		return c, nil
 	case indexed:
-		c.index, err = newIndexer(c.kind, buf)
+		c.index = newIndexer(c.kind, buf)
 		c.ReadCloser = io.NopCloser(c.index)
 	default:
 		c.ReadCloser, err = decompressor(c.kind, buf)
@@ -87,8 +90,11 @@ func decompressor(kind Kind, r io.Reader) (io.ReadCloser, error) {
 	return z.IOReadCloser(), nil
 }
 
-func newIndexer(Kind, io.Reader) (indexer, error) {
-	return nil, fmt.Errorf("make an index: %w", errors.ErrUnsupported)
+func newIndexer(kind Kind, r io.Reader) indexer {
+	if kind == Gzip {
+		return gzidx.NewReader(r, gzidx.Options{})
+	}
+	return zstdidx.NewReader(r, zstdidx.Options{})
 }
 
 // kindOf tells what a stream that begins with head is compressed with.

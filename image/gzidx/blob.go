@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"sync"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
@@ -124,7 +125,7 @@ func (b *Blob) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 // ReadRange returns a reader of uncompressed bytes [off, off+n). It decodes
 // ahead of what is read.
 func (b *Blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	if off < 0 || n < 0 {
+	if off < 0 || n < 0 || n > math.MaxInt64-off {
 		return nil, fmt.Errorf("read %d bytes of gzip file at offset %d", n, off)
 	}
 	return &rangeReader{ctx: ctx, b: b, off: off, end: off + n, ahead: true}, nil

@@ -102,6 +102,17 @@ func TestOneReadOfTheSource(t *testing.T) {
 	if len(src.reads) != 1 {
 		t.Errorf("source was read again: %v", src.reads)
 	}
+	r, err := b.ReadRange(t.Context(), 0, b.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, content) {
+		t.Fatal("wrong bytes", err)
+	}
+	if n := int64(len(z)); len(src.reads) > 3 { // before and behind what is kept
+		t.Errorf("%d bytes were read by %v", n, src.reads)
+	}
 }
 
 func TestReadersShareASpan(t *testing.T) {

@@ -190,6 +190,41 @@ func TestCloseEndsReads(t *testing.T) {
 	}
 }
 
+// An endless is a source that gives empty blocks for ever.
+type endless struct {
+	memBlob
+	started chan struct{}
+	once    sync.Once
+}
+
+func (e *endless) ReadRange(context.Context, int64, int64) (io.ReadCloser, error) {
+	return io.NopCloser(e), nil
+}
+
+func (e *endless) Read(p []byte) (int, error) {
+	e.once.Do(func() { close(e.started) })
+	return copy(p, []byte{0, 0, 0, 0xff, 0xff}), nil
+}
+
+func TestCloseEndsDecoding(t *testing.T) {
+	z := gzipped(t, []byte("content"), 6)
+	_, index := build(t, z, gzidx.Options{})
+	src := &endless{memBlob: z, started: make(chan struct{})}
+	b := open(t, src, index)
+	done := make(chan error)
+	go func() {
+		_, err := b.ReadAt(t.Context(), make([]byte, 1), 0)
+		done <- err
+	}()
+	<-src.started
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-done; !errors.Is(err, fs.ErrClosed) {
+		t.Errorf("read in flight: %v, want ErrClosed", err)
+	}
+}
+
 // A fault of a cache's copy heals, and costs one more read.
 func TestBadCopyIsDropped(t *testing.T) {
 	content, z, index := indexed(t)

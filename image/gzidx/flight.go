@@ -224,9 +224,23 @@ func (s *stream) try(ctx context.Context, i int) (data []byte, err error) {
 		if s.d.f == nil {
 			s.d.f = newInflater()
 		}
-		if err := s.d.reset(s.r, i); err != nil {
+		if err := s.d.reset(untilDone{ctx, s.r}, i); err != nil {
 			return nil, err
 		}
 	}
 	return s.d.span(i)
+}
+
+// untilDone reads until ctx is done, so that nothing is decoded in vain for
+// long: a source that has the bytes already need not look at ctx.
+type untilDone struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (u untilDone) Read(p []byte) (int, error) {
+	if err := u.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return u.r.Read(p)
 }

@@ -76,6 +76,7 @@ func makers() []maker {
 	}
 	all = append(
 		all,
+		maker{"go with flushes", goFlushing(33_333)},
 		maker{"go single segment", goAtOnce(zstd.WithSingleSegment(true))},
 		maker{"go small window", goStream(zstd.WithWindowSize(64<<10), zstd.WithEncoderLevel(zstd.SpeedBestCompression))},
 		maker{"go without entropy", goAtOnce(zstd.WithNoEntropyCompression(true))},
@@ -83,7 +84,7 @@ func makers() []maker {
 		maker{"frames", framed(goAtOnce())},
 		maker{"chunked", chunked},
 	)
-	if _, err := exec.LookPath("zstd"); err == nil {
+	if hasProgram() {
 		for level := 1; level <= 19; level++ {
 			all = append(all, maker{fmt.Sprintf("zstd -%d", level), program(fmt.Sprintf("-%d", level), "--single-thread")})
 		}
@@ -100,7 +101,19 @@ func makers() []maker {
 	return all
 }
 
+// hasProgram reports whether the program zstd is there.
+func hasProgram() bool {
+	_, err := exec.LookPath("zstd")
+	return err == nil
+}
+
+// goStream compresses as buildkit and others do.
 func goStream(opts ...zstd.EOption) func(testing.TB, []byte) []byte {
+	return goFlushing(1<<30, opts...)
+}
+
+// goFlushing ends a block every n bytes.
+func goFlushing(n int, opts ...zstd.EOption) func(testing.TB, []byte) []byte {
 	return func(t testing.TB, p []byte) []byte {
 		t.Helper()
 		var b bytes.Buffer
@@ -108,15 +121,13 @@ func goStream(opts ...zstd.EOption) func(testing.TB, []byte) []byte {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// In pieces, with flushes, as a server's encoder is used.
 		for len(p) > 0 {
-			n := min(len(p), 133_333)
+			n := min(len(p), n)
 			if _, err := w.Write(p[:n]); err != nil {
 				t.Fatal(err)
 			}
-			if p = p[n:]; n%2 == 1 {
-				_ = w.Flush()
-			}
+			_ = w.Flush()
+			p = p[n:]
 		}
 		if err := w.Close(); err != nil {
 			t.Fatal(err)

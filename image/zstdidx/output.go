@@ -89,7 +89,7 @@ func (o *output) slide(keep, n int) {
 			return
 		}
 	}
-	grown := make([]byte, len(o.buf), max(len(o.buf)+n+margin, cap(o.buf)*3/2))
+	grown := make([]byte, len(o.buf), max(len(o.buf)+n+margin, 2*cap(o.buf), 1<<20))
 	copy(grown, o.buf)
 	o.buf = grown
 }

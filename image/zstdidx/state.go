@@ -49,8 +49,11 @@ func (p *packer) pack(m *marks, before []byte) packed {
 		return packed{}
 	}
 	all := m.extents(maxGap)
-	var b []byte
-	last := 0
+	n, last := 0, 0
+	for _, e := range all {
+		n += e.n + 8
+	}
+	b := make([]byte, 0, n)
 	for i, e := range all {
 		skip := e.distance
 		if i > 0 {
@@ -65,7 +68,7 @@ func (p *packer) pack(m *marks, before []byte) packed {
 	}
 	if p.z == nil {
 		// Only a reader or writer and the options can make this fail.
-		p.z, _ = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false))
+		p.z, _ = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false))
 	}
 	return packed{len(all), len(b), p.z.EncodeAll(b, nil)}
 }

@@ -202,6 +202,9 @@ func (x *index) decode(d *decoder, r io.Reader, i int) ([]byte, error) {
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) && part.N == 0 {
 			return nil, malformed("%d bytes of content, index says %d", len(d.out.buf), s.size)
 		}
+		if errors.Is(err, errors.ErrUnsupported) {
+			return nil, malformed("%v, which has no index", err)
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -30,6 +30,7 @@ var (
 	_ fetcher.RangeReader = (*Blob)(nil)
 	_ fetcher.Dropper     = (*Blob)(nil)
 	_ fetcher.Expecter    = (*Blob)(nil)
+	_ fetcher.Spanner     = (*Blob)(nil)
 )
 
 // A flight is a span that one reader decodes for all who want it.

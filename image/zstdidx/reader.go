@@ -28,9 +28,8 @@ type Options struct {
 	// of content; 1 MiB if 0.
 	Span int64
 
-	// MaxSpan is the greatest distance, bytes of content; 16 MiB if 0. Points
-	// are more than Span apart where they would take more than a hundredth of
-	// the zstd file.
+	// MaxSpan is the greatest distance, bytes of content; 16 MiB if 0, 64 MiB at
+	// most. Points are more than Span apart where they would need much history.
 	MaxSpan int64
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"sync"
+	"time"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
 )
@@ -23,6 +24,7 @@ type Blob struct {
 	flights map[int]*flight // spans being decoded
 	kept    recent
 	idle    []*decoder
+	timer   *time.Timer // forgets what is kept; nil before there is anything
 }
 
 var (
@@ -71,6 +73,9 @@ func (b *Blob) Span(off int64) (start, end int64) {
 func (b *Blob) Close() error {
 	b.mu.Lock()
 	b.closed, b.kept, b.idle = true, recent{}, nil
+	if b.timer != nil {
+		b.timer.Stop()
+	}
 	b.mu.Unlock()
 	return b.src.Close()
 }
@@ -152,6 +157,7 @@ func (b *Blob) claim(i int) (p []byte, f *flight, mine bool, err error) {
 		return nil, nil, false, fs.ErrClosed
 	}
 	if p, ok := b.kept.find(i); ok {
+		b.linger()
 		return p, nil, false, nil
 	}
 	if f, ok := b.flights[i]; ok {
@@ -168,10 +174,25 @@ func (b *Blob) land(i int, f *flight, p []byte, err error) {
 	delete(b.flights, i)
 	if err == nil && !b.closed {
 		b.kept.keep(i, p)
+		b.linger()
 	}
 	b.mu.Unlock()
 	f.p, f.err = p, err
 	close(f.done)
+}
+
+// linger has what is kept forgotten when it has not been used for a while, since
+// a hundred images may be open of which few are read.
+func (b *Blob) linger() {
+	if b.timer != nil {
+		b.timer.Reset(keepFor)
+		return
+	}
+	b.timer = time.AfterFunc(keepFor, func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.kept, b.idle = recent{}, nil
+	})
 }
 
 // lend returns a decoder; give takes it back.

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/image/zstdidx"
@@ -157,4 +158,30 @@ func TestDrop(t *testing.T) {
 	if err := b.Drop(t.Context(), b.Size(), 10); err != nil || len(src.drops) != 2 {
 		t.Errorf("Drop behind the end: %v, dropped %v", err, src.drops)
 	}
+}
+
+// TestKeptForAWhile: spans are kept while they are read, and not for long after.
+func TestKeptForAWhile(t *testing.T) {
+	z := goStream()(t, source())
+	_, index := indexed(t, z, small)
+	synctest.Test(t, func(t *testing.T) {
+		src := &countingBlob{memBlob: z}
+		b := open(t, src, index)
+		read := func(after time.Duration) int {
+			t.Helper()
+			time.Sleep(after) //nolint:forbidigo // a bubble's time
+			if _, err := b.ReadAt(t.Context(), make([]byte, 10), 0); err != nil {
+				t.Fatal(err)
+			}
+			return src.requests
+		}
+		for range 5 {
+			if n := read(6 * time.Second); n != 1 {
+				t.Errorf("%d requests while the span was in use, want 1", n)
+			}
+		}
+		if n := read(time.Minute); n != 2 {
+			t.Errorf("%d requests after a minute, want 2", n)
+		}
+	})
 }

@@ -77,6 +77,9 @@ func copyFar(buf []byte, p, from, n int) {
 	overlap(buf[from:p+n], p-from)
 }
 
+// maxGrowth is by how much a buffer grows at most, bytes. It doubles before.
+const maxGrowth = 32 << 20
+
 // slide makes room for n bytes by forgetting all that lies before byte keep, or
 // by growing where that would be a poor gain.
 func (o *output) slide(keep, n int) {
@@ -89,7 +92,7 @@ func (o *output) slide(keep, n int) {
 			return
 		}
 	}
-	grown := make([]byte, len(o.buf), max(len(o.buf)+n+margin, 2*cap(o.buf), 1<<20))
+	grown := make([]byte, len(o.buf), max(len(o.buf)+n+margin, cap(o.buf)+min(cap(o.buf), maxGrowth), 1<<20))
 	copy(grown, o.buf)
 	o.buf = grown
 }

@@ -20,6 +20,9 @@ const (
 	// maxIdle is how much of a zstd file without content a span may have
 	// between its blocks, bytes: frames to be skipped.
 	maxIdle = 64 << 10
+	// maxRefs bounds what refs are kept, of 16 bytes each: the slowest encoders
+	// make a quarter of it in the distance that is planned ahead.
+	maxRefs = 4 << 20
 )
 
 // Options say what an index is to be like.
@@ -120,7 +123,7 @@ func (r *Reader) look() {
 	case last == nil:
 	case last.at == r.size:
 		p.pop() // a place before nothing
-	case d.pos-r.end > maxIdle || d.pos-p.points[0].pos > maxStored-2*maxBlock:
+	case d.pos-r.end > maxIdle || d.pos-p.points[0].pos > maxStored-2*maxBlock || len(d.out.refs) > maxRefs:
 		p.finish(r.size, r.end)
 	case r.size-last.at+maxBlock > p.opts.MaxSpan:
 	case !d.inside && r.size-last.at >= p.opts.Span/2:

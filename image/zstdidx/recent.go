@@ -2,13 +2,19 @@
 
 package zstdidx
 
-import "slices"
+import (
+	"slices"
+	"time"
+)
 
 const (
 	// maxKept bounds the spans that a Blob keeps, bytes of content; the last is
 	// kept however large it is. What is above a Blob caches spans, too: these
 	// are for reads that meet before it has them.
 	maxKept = 16 << 20
+
+	// keepFor is how long a Blob keeps spans that nobody reads.
+	keepFor = 10 * time.Second
 
 	// maxIdleDecoders bounds what decoders a Blob keeps, of 0.6 MB each.
 	maxIdleDecoders = 2

@@ -18,10 +18,12 @@ const (
 	// another extent.
 	maxGap = 8
 
-	// maxHistory bounds a history, unpacked, by the size of its span: every
-	// extent is at least 3 bytes that the span has too, at most maxGap between
-	// them, and two numbers of at most 4 bytes each.
-	maxHistory = 8
+	// maxHistory bounds a history, unpacked, by the size of its span: all but a
+	// few extents begin with 3 bytes that the span has too, and for each of them
+	// there are at most maxGap bytes that it has not, or two numbers of 4 bytes.
+	// The few have room in historyRoom bytes.
+	maxHistory  = 4
+	historyRoom = 64
 )
 
 // A state is what a span that begins inside a frame needs to be decoded.
@@ -125,7 +127,7 @@ func parseState(b []byte, size int64) (*state, error) {
 	if int64(len(rest)) != int64(binary.LittleEndian.Uint32(b[36:])) {
 		return nil, malformed("state with %d bytes of history, it says %d", len(rest), binary.LittleEndian.Uint32(b[36:]))
 	}
-	if int64(s.history) > maxHistory*size || s.extents > s.history/2 || (len(rest) == 0) != (s.extents == 0) {
+	if int64(s.history) > maxHistory*size+historyRoom || s.extents > s.history/2 || (len(rest) == 0) != (s.extents == 0) {
 		return nil, malformed("history of %d bytes in %d extents for a span of %d bytes", s.history, s.extents, size)
 	}
 	s.packed = rest

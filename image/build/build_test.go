@@ -6,6 +6,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -227,7 +228,7 @@ func openLayer(t testing.TB, name string) *lsmt.Layer {
 	return l
 }
 
-// flat writes the disk of layers to a sparse file, in which e2fsck
+// flat writes the disk of layers to a sparse file, in which e2fsck or fsck.erofs
 // finds nothing wrong.
 func flat(t testing.TB, files []string) (disk string) {
 	t.Helper()
@@ -245,11 +246,33 @@ func flatten(t testing.TB, s *lsmt.Stack) (disk string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.CommandContext(t.Context(), need.Command(t, "e2fsck"), "-fn", disk).CombinedOutput()
+	fsck := []string{"e2fsck", "-fn"}
+	if fsType(t, disk) == build.EROFS {
+		fsck = []string{"fsck.erofs"}
+	}
+	out, err := exec.CommandContext(t.Context(), need.Command(t, fsck[0]), append(fsck[1:], disk)...).CombinedOutput()
 	if err != nil {
-		t.Errorf("e2fsck: %v\n%s", err, out)
+		t.Errorf("%s: %v\n%s", fsck[0], err, out)
 	}
 	return disk
+}
+
+// fsType tells what is on a disk.
+func fsType(t testing.TB, disk string) string {
+	t.Helper()
+	f, err := os.Open(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	magic := make([]byte, 4)
+	if _, err := f.ReadAt(magic, 1024); err != nil {
+		t.Fatal(err)
+	}
+	if binary.LittleEndian.Uint32(magic) == 0xe0f5e1e2 {
+		return build.EROFS
+	}
+	return build.Ext4
 }
 
 // copyMapped copies what s maps.
@@ -277,7 +300,12 @@ func mounted(t testing.TB, disk string) (root string) {
 	need.Root(t)
 	need.Loop(t)
 	root = t.TempDir()
-	m := mount.Mount{Type: "ext4", Source: disk, Options: []string{"ro", "loop"}}
+	known, err := os.ReadFile("/proc/filesystems")
+	if err == nil && !strings.Contains(string(known), "\t"+fsType(t, disk)+"\n") {
+		err = errors.New("the kernel does not know it")
+	}
+	need.Capability(t, fsType(t, disk), err)
+	m := mount.Mount{Type: fsType(t, disk), Source: disk, Options: []string{"ro", "loop"}}
 	if err := m.Mount(root); err != nil {
 		t.Fatal(err)
 	}

@@ -161,7 +161,7 @@ func (w *fileWriter) Map(at, n int64) error {
 		}
 	}
 	w.off += n
-	w.mapped = true
+	w.mapped = w.inBlock() > 0
 	return nil
 }
 

@@ -86,7 +86,7 @@ func (d *draft) behind() int64 {
 
 // take returns the first of n blocks that are used from now on.
 func (f *FS) take(n int64) (no int64, err error) {
-	if all := min(f.m.sb.device>>blockBits, math.MaxUint32); n > all-f.next {
+	if n > f.m.sb.limit()-f.next {
 		return 0, fmt.Errorf("%d blocks behind %d of a device of %d bytes: %w", n, f.next, f.m.sb.device, syscall.ENOSPC)
 	}
 	no = f.next

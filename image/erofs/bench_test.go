@@ -79,7 +79,8 @@ func onExt4(ctx context.Context, dev backend.Writer) (vfs.FileSystem, error) {
 func BenchmarkUnpack(b *testing.B) {
 	var layer bytes.Buffer
 	w := tar.NewWriter(&layer)
-	if err := w.AddFS(os.DirFS(runtime.GOROOT() + "/src")); err != nil {
+	src := runtime.GOROOT() + "/src" //nolint:staticcheck // the toolchain that runs the test is here
+	if err := w.AddFS(os.DirFS(src)); err != nil {
 		b.Fatal(err)
 	}
 	if err := w.Close(); err != nil {

@@ -54,8 +54,8 @@ func (m *image) chunk(ctx context.Context, n *inode, off int64) (piece, error) {
 		return piece{n: rest, hole: true}, nil
 	}
 	r := piece{off: int64(no)<<blockBits + off%size, n: rest}
-	if end := m.sb.device &^ (blockSize - 1); r.off > end || align(r.n, blockSize) > end-r.off&^(blockSize-1) {
-		return piece{}, corrupt(fmt.Sprintf("chunk of inode %d", m.sb.nid(n.off)), at, "blkaddr", "%d on a device of %d bytes", no, m.sb.device)
+	if end := m.sb.end(); r.off > end || align(r.n, blockSize) > end-r.off&^(blockSize-1) {
+		return piece{}, corrupt(fmt.Sprintf("chunk of inode %d", m.sb.nid(n.off)), at, "blkaddr", "%d of %d", no, m.sb.blocks)
 	}
 	return r, nil
 }

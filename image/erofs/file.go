@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"syscall"
 
 	"github.com/overlaybd-go/overlaybd/backend"
@@ -55,7 +56,7 @@ func (d *draft) empty() { d.size, d.data, d.layout, d.body = 0, 0, layoutPlain, 
 
 // room reports whether n more bytes fit onto the device.
 func (w *fileWriter) room(n int64) error {
-	if end := w.f.m.sb.device &^ (blockSize - 1); n > end-w.start-w.off {
+	if end := w.f.m.sb.limit() << blockBits; n > end-w.start-w.off {
 		return fmt.Errorf("%d bytes behind %d of a file at %d of a device of %d: %w", n, w.off, w.start, w.f.m.sb.device, syscall.ENOSPC)
 	}
 	return nil
@@ -171,7 +172,7 @@ func (w *fileWriter) Close() error {
 		return fs.ErrClosed
 	}
 	w.closed, w.f.open = true, false
-	if w.off == 0 {
+	if w.off == 0 || w.keep() {
 		return nil
 	}
 	w.d.size, w.d.data = w.off, uint32(w.f.next)
@@ -180,4 +181,22 @@ func (w *fileWriter) Close() error {
 		return nil
 	}
 	return w.flush(w.off &^ (blockSize - 1))
+}
+
+// Small files lie behind their inodes, and so are read with them. Until they
+// are written they wait in memory.
+const (
+	smallFile = 1 << 10  // bytes: see BenchmarkUnpack; twice that would make metadata half as dense
+	maxInline = 64 << 20 // bytes of such files in a layer, until the next Sync
+)
+
+// keep keeps the content of a small file in memory, and reports whether it did.
+func (w *fileWriter) keep() bool {
+	if len(w.tail) == 0 || w.off > smallFile || w.off > maxInline-w.f.inline || w.f.hold(w.off) != nil {
+		return false
+	}
+	w.fill(int(w.off))
+	w.d.size, w.d.body = w.off, slices.Clone(w.tail)
+	w.f.inline += w.off
+	return true
 }

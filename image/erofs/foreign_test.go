@@ -200,7 +200,7 @@ func editAll(t testing.TB, f *erofs.FS) {
 			}
 			switch i++; i % 6 {
 			case 0:
-				st.Attr.Mtime = st.Attr.Mtime.Add(time.Nanosecond)
+				st.Mtime = st.Mtime.Add(time.Nanosecond)
 				ok(f.SetAttr(ctx, e.Ino, st.Attr))
 			case 1:
 				m := must(f.Xattrs(ctx, e.Ino))

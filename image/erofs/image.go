@@ -49,8 +49,8 @@ func (m *image) block(ctx context.Context, no int64) ([]byte, error) {
 // read returns n bytes of metadata at off. It is for what is known to be
 // small.
 func (m *image) read(ctx context.Context, off, n int64) ([]byte, error) {
-	if end := m.sb.device &^ (blockSize - 1); off < 0 || n < 0 || off > end || n > end-off {
-		return nil, fmt.Errorf("%w: %d bytes at %d are outside of the device", ErrCorrupt, n, off)
+	if end := m.sb.end(); off < 0 || n < 0 || off > end || n > end-off {
+		return nil, fmt.Errorf("%w: %d bytes at %d are outside of the file system", ErrCorrupt, n, off)
 	}
 	var p []byte
 	for first := true; ; first = false {

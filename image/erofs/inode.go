@@ -32,7 +32,7 @@ type inode struct {
 func (m *image) inode(ctx context.Context, nid uint64) (inode, error) {
 	off, ok := m.sb.inodeOff(nid)
 	if !ok {
-		return inode{}, corrupt(fmt.Sprintf("inode %d", nid), m.sb.meta, "nid", "outside of the device of %d bytes", m.sb.device)
+		return inode{}, corrupt(fmt.Sprintf("inode %d", nid), m.sb.meta, "nid", "outside of the %d blocks", m.sb.blocks)
 	}
 	p, err := m.read(ctx, off, compactSize)
 	if err == nil && p[inFormat]&1 != 0 {
@@ -92,8 +92,8 @@ func (n *inode) check(s *superblock) error {
 		if at := (n.off + n.head()) & (blockSize - 1); at+n.tail() > blockSize {
 			return n.corrupt(s, "i_size", "%d, of which the end would cross blocks", n.size)
 		}
-		if n.off+n.head()+n.tail() > s.device {
-			return n.corrupt(s, "i_size", "%d behind an inode at the end of the device", n.size)
+		if n.off+n.head()+n.tail() > s.end() {
+			return n.corrupt(s, "i_size", "%d behind an inode at the end", n.size)
 		}
 	case layoutChunks:
 		return n.checkChunks(s)
@@ -102,8 +102,8 @@ func (n *inode) check(s *superblock) error {
 	default:
 		return n.corrupt(s, "i_format", "layout %d", n.layout)
 	}
-	if all := s.device >> blockBits; blocks > 0 && (first > all || blocks > all-first) {
-		return n.corrupt(s, "i_size", "%d bytes from block %d on a device of %d", n.size, first, s.device)
+	if blocks > 0 && (first > s.blocks || blocks > s.blocks-first) {
+		return n.corrupt(s, "i_size", "%d bytes from block %d of %d", n.size, first, s.blocks)
 	}
 	return nil
 }
@@ -114,7 +114,7 @@ func (n *inode) checkChunks(s *superblock) error {
 		return n.corrupt(s, "i_u", "chunks of form %#x", n.data)
 	}
 	at, unit := n.chunkTable()
-	if room := s.device - at; room < 0 || n.chunks() > room/unit {
+	if room := s.end() - at; room < 0 || n.chunks() > room/unit {
 		return n.corrupt(s, "i_size", "%d bytes in chunks of %d", n.size, n.chunkSize())
 	}
 	return nil

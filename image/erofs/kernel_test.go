@@ -232,7 +232,7 @@ func bigDir(t testing.TB, f *erofs.FS, n int) (names map[string]bool) {
 func TestLargeDirectory(t *testing.T) {
 	v := newFile(t, 4<<30)
 	f := format(t, v)
-	names := bigDir(t, f, 100_000/slow)
+	names := bigDir(t, f, 30_000/slow)
 	flush(t, f)
 	fsck(t, v)
 	f = open(t, v)

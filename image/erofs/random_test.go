@@ -156,7 +156,7 @@ func (e *editor) edit() error {
 	case op < 86:
 		return e.setAttr(file, e.attr(0))
 	case op < 94:
-		return e.setXattrs(file, e.xattrs())
+		return e.setXattrs(file, e.xattrs(file))
 	case op < 97:
 		return e.many(dir)
 	}
@@ -196,11 +196,21 @@ func (e *editor) attr(kind uint32) vfs.Attr {
 	return a
 }
 
-func (e *editor) xattrs() map[string][]byte {
+// xattrs returns attributes for a file. The kernel shows those of users with
+// regular files and directories only.
+func (e *editor) xattrs(file string) map[string][]byte {
+	spaces := []string{"trusted.", "security.", "user."}
+	if n, _, err := e.at(file); err == nil && n.attr.Mode&syscall.S_IFMT != syscall.S_IFREG && !n.isDir() {
+		spaces = spaces[:2]
+	}
+	most := 12
+	if file == "/" {
+		most = 8 // it has the rest of its block
+	}
 	m := map[string][]byte{}
 	for range e.r.IntN(5) {
-		prefix := []string{"user.", "trusted.", "security."}[e.r.IntN(3)]
-		m[prefix+strings.Repeat("k", 1+e.r.IntN(30))] = pattern(e.r.IntN(99), e.r.IntN(120))
+		prefix := spaces[e.r.IntN(len(spaces))]
+		m[prefix+strings.Repeat("k", 1+e.r.IntN(30))] = pattern(e.r.IntN(99), e.r.IntN(1<<(1+e.r.IntN(most))))
 	}
 	return m
 }

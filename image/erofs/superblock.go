@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"math"
 
 	"github.com/overlaybd-go/overlaybd/backend"
 )
@@ -102,9 +103,9 @@ func (s *superblock) check() error {
 	switch {
 	case s.blocks == 0 || s.blocks > s.device>>blockBits:
 		return corrupt("superblock", superOff, "blocks", "%d on a device of %d bytes", s.blocks, s.device)
-	case s.meta >= s.device:
+	case s.meta >= s.end():
 		return corrupt("superblock", superOff, "meta_blkaddr", "%d", s.meta>>blockBits)
-	case s.xattrs >= s.device:
+	case s.xattrs > s.end():
 		return corrupt("superblock", superOff, "xattr_blkaddr", "%d", s.xattrs>>blockBits)
 	}
 	return nil
@@ -121,13 +122,20 @@ func (s *superblock) put(area []byte) {
 	}
 }
 
+// end returns the size in bytes of what is used of the device. What lies
+// behind it is not the file system's.
+func (s *superblock) end() int64 { return s.blocks << blockBits }
+
+// limit returns how many blocks there can be.
+func (s *superblock) limit() int64 { return min(s.device>>blockBits, math.MaxUint32) }
+
 // inodeOff returns where the inode nid is.
 func (s *superblock) inodeOff(nid uint64) (off int64, ok bool) {
-	if nid >= uint64(s.device-s.meta)/slotSize {
+	if nid >= uint64(s.end()-s.meta)/slotSize {
 		return 0, false
 	}
 	off = s.meta + int64(nid)*slotSize
-	return off, off <= s.device-compactSize
+	return off, true
 }
 
 // nid returns the name of the inode at off, which must lie behind meta.

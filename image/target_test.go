@@ -299,3 +299,30 @@ func BenchmarkTarget(b *testing.B) {
 	}
 	b.ReportMetric(float64(took)/float64(base), "x-of-compress/gzip")
 }
+
+// TestExpectTarget: what is expected of a layer with a target comes in one
+// request, and is near when it is read.
+func TestExpectTarget(t *testing.T) {
+	content := []byte(hex.EncodeToString(fetchertest.Content(4<<20, 7)))
+	reg := fetchertest.NewRegistry(t, fetchertest.Options{})
+	v, _ := farTarget(t, reg, content)
+	blobs, shut := cached(t, reg, t.TempDir())
+	defer shut()
+	i, err := image.Open(t.Context(), v, fetcher.Schemes{"http": blobs, "file": file.Opener{}})
+	must(t, err)
+	defer i.Close()
+	if n := len(reg.Log()); n != 0 || !i.Far() {
+		t.Errorf("opening made %d requests; the content is far: %t", n, i.Far())
+	}
+	const off, n = 3<<20 + 512, 2 << 20
+	must(t, i.Expect(t.Context(), off, n))
+	if log := reg.Log(); len(log) != 1 {
+		t.Errorf("%d requests were made: %+v", len(log), log)
+	}
+	reg.SetDown(true)
+	p := make([]byte, n)
+	_, err = i.ReadAt(t.Context(), p, off)
+	if err != nil || !bytes.Equal(p, content[off:off+n]) {
+		t.Errorf("wrong bytes, or %v", err)
+	}
+}

@@ -159,7 +159,13 @@ func wantTurbo(t *testing.T, device string, content []byte) {
 // TestTurboFaults: what passes, a reader does not notice; what lasts, it gets as
 // an EIO, at once where waiting is of no use, and never as wrong bytes.
 func TestTurboFaults(t *testing.T) {
-	for _, tc := range append(faults[:len(faults):len(faults)], fault{"other bytes", fetchertest.Fault{Body: fetchertest.Corrupt, After: 5000}, true}) {
+	for _, tc := range []fault{
+		{"404", fetchertest.Fault{Status: 404}, true},
+		{"503", fetchertest.Fault{Status: 503}, false},
+		{"cut body", fetchertest.Fault{Body: fetchertest.Cut}, false},
+		{"stall in the body", fetchertest.Fault{Body: fetchertest.Stall}, false},
+		{"other bytes", fetchertest.Fault{Body: fetchertest.Corrupt, After: 5000}, true},
+	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			patience := 300 * time.Millisecond
@@ -177,6 +183,18 @@ func TestTurboFaults(t *testing.T) {
 			wantRecovery(t, device, content)
 			wantTurbo(t, device, content)
 		})
+	}
+}
+
+// TestTurboPassingFault: bytes that are wrong, or missing, are asked for again
+// before the reader hears of it.
+func TestTurboPassingFault(t *testing.T) {
+	for _, body := range []fetchertest.BodyFault{fetchertest.Corrupt, fetchertest.Cut} {
+		n := newNodeOf(t, quick(20*time.Second))
+		v, content := n.pushTurbo(t.TempDir())
+		device := n.attach("1", n.save("1", v)).Path
+		n.registry.Fault(fetchertest.Fault{Body: body, After: 5000, Times: 1})
+		wantRead(t, device, content)
 	}
 }
 

@@ -18,14 +18,15 @@ type Blob struct {
 	src fetcher.Blob
 	x   *index
 
-	ctx      context.Context // ends at Close
-	cancel   context.CancelFunc
-	running  sync.WaitGroup // runs
-	decoders chan *decoder  // the idle ones
+	ctx     context.Context // ends at Close
+	cancel  context.CancelFunc
+	running sync.WaitGroup // runs
+	runs    chan struct{}  // holds a token for each that is under way
 
 	mu      sync.Mutex      // guards all below
 	flights map[int]*flight // by span
 	recent  recentSpans
+	idle    []*decoder
 	closed  bool
 }
 
@@ -63,10 +64,7 @@ func OpenWith(ctx context.Context, src fetcher.Blob, index io.ReaderAt, indexSiz
 	if got, want := src.Size(), x.info.CompressedSize; got != want {
 		return nil, fmt.Errorf("%w: it has %d bytes, indexed were %d", ErrChanged, got, want)
 	}
-	b := &Blob{src: src, x: x, flights: make(map[int]*flight), decoders: make(chan *decoder, maxRuns)}
-	for range maxRuns {
-		b.decoders <- &decoder{x: x}
-	}
+	b := &Blob{src: src, x: x, flights: make(map[int]*flight), runs: make(chan struct{}, maxRuns)}
 	b.recent.limit = opts.Recent
 	if opts.Recent == 0 {
 		b.recent.limit = DefaultRecent

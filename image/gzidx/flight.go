@@ -35,9 +35,13 @@ const (
 	// beyond a single span: what a reader of a long range holds in memory.
 	maxRun = 8 << 20
 
-	// maxRuns is how many runs of a Blob may decode at the same time; the
-	// others wait.
-	maxRuns = 4
+	// maxRuns is how many runs of a Blob may be under way at the same time;
+	// the others wait. Most of the time a run waits for bytes: with few of
+	// them, a read that somebody waits for would wait for others to arrive.
+	maxRuns = 32
+
+	// maxIdle is how many decoders a Blob keeps, of some 100 KB each.
+	maxIdle = 2
 )
 
 // join returns flights of the spans from first on, to last or as many as one
@@ -143,12 +147,13 @@ func (b *Blob) land(f *flight, data []byte, err error) {
 func (b *Blob) fly(r *run) {
 	defer b.running.Done()
 	defer r.cancel()
-	var d *decoder
 	select {
-	case d = <-b.decoders:
-		defer func() { b.decoders <- d }()
+	case b.runs <- struct{}{}:
+		defer func() { <-b.runs }()
 	case <-r.ctx.Done():
 	}
+	d := b.lend()
+	defer b.giveBack(d)
 	s := &stream{b: b, d: d, last: r.flights[len(r.flights)-1].span}
 	defer s.close()
 	var broken error // what no other span of the run is likely to survive
@@ -168,6 +173,28 @@ func (b *Blob) fly(r *run) {
 			}
 		}
 		b.land(f, data, err)
+	}
+}
+
+// lend returns a decoder.
+func (b *Blob) lend() *decoder {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := len(b.idle)
+	if n == 0 {
+		return &decoder{x: b.x}
+	}
+	d := b.idle[n-1]
+	b.idle = b.idle[:n-1]
+	return d
+}
+
+// giveBack makes d idle.
+func (b *Blob) giveBack(d *decoder) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.idle) < maxIdle {
+		b.idle = append(b.idle, d)
 	}
 }
 

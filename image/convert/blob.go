@@ -29,11 +29,12 @@ type BlobOptions struct {
 	TempDir string
 }
 
-// A Blob is the blob of a layer as registries keep it: compacted, compressed,
-// and wrapped in a tar. It lies in a file without a name, which cannot be left
+// A Blob is the blob of a layer as registries keep it. That of a native layer
+// is compacted, compressed, and wrapped in a tar; that of a turbo layer is a
+// compressed tar. It lies in a file without a name, which cannot be left
 // behind.
 //
-// It cannot be streamed while it is compressed. The tar header comes first and
+// That of a native layer cannot be streamed while it is compressed. The tar header comes first and
 // holds the size, so the payload has to be complete before the first byte is
 // known, and with it the digest. Compressing twice would do without the file
 // at the price of the whole work once more. As it is, a blob that a registry
@@ -42,6 +43,7 @@ type Blob struct {
 	f      *os.File
 	size   int64
 	digest digest.Digest
+	meta   *Meta // of a turbo layer, else nil
 }
 
 var _ io.ReaderAt = (*Blob)(nil)
@@ -63,6 +65,12 @@ func NewBlob(write LayerWriter, opts BlobOptions) (*Blob, error) {
 }
 
 func tempBlob(dir string) (*Blob, error) {
+	f, err := tempFile(dir)
+	return &Blob{f: f}, err
+}
+
+// tempFile returns a file without a name.
+func tempFile(dir string) (*os.File, error) {
 	f, err := os.CreateTemp(dir, "overlaybd-layer-")
 	if err != nil {
 		return nil, err
@@ -70,7 +78,7 @@ func tempBlob(dir string) (*Blob, error) {
 	if err := os.Remove(f.Name()); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	return &Blob{f: f}, nil
+	return f, nil
 }
 
 func (b *Blob) compress(write LayerWriter, opts BlobOptions) error {
@@ -158,23 +166,40 @@ func (b *Blob) Descriptor() ocispec.Descriptor {
 func (b *Blob) ReadAt(p []byte, off int64) (int, error) { return b.f.ReadAt(p, off) }
 
 // Close gives up the blob.
-func (b *Blob) Close() error { return b.f.Close() }
+func (b *Blob) Close() error {
+	err := b.f.Close()
+	if b.meta != nil {
+		err = errors.Join(err, b.meta.Close())
+	}
+	return err
+}
 
-// Layer returns the blob as what layers are opened from. It can be read until
-// b is closed; closing it does nothing.
-func (b *Blob) Layer() fetcher.Blob { return view{b} }
+// Meta returns the content of a turbo layer's blob, which is closed with it.
+func (b *Blob) Meta() *Meta { return b.meta }
 
-// A view is a Blob that is another's to close.
-type view struct{ b *Blob }
+// Layer returns what the layer of the blob is opened from. It can be read
+// until b is closed; closing it does nothing.
+func (b *Blob) Layer() fetcher.Blob {
+	if b.meta != nil {
+		return b.meta.Layer()
+	}
+	return view{b.f, b.size}
+}
+
+// A view is a file that is another's to close.
+type view struct {
+	f    *os.File
+	size int64
+}
 
 func (v view) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
-	return v.b.ReadAt(p, off)
+	return v.f.ReadAt(p, off)
 }
 
-func (v view) Size() int64 { return v.b.size }
+func (v view) Size() int64 { return v.size }
 func (view) Close() error  { return nil }
 
 // CommitBlob makes the blob of a sealed layer, without the data that nothing

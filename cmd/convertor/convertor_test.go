@@ -84,9 +84,15 @@ func convertor(ctx context.Context, t *testing.T, args ...string) (stdout string
 	return out.String(), status, errs.String()
 }
 
+// A converted image is the first of those that a run has written.
+type converted struct {
+	summary
+	result
+}
+
 // mustConvert runs the command with --json, wants it to succeed, and returns
 // its summary.
-func mustConvert(t *testing.T, args ...string) summary {
+func mustConvert(t *testing.T, args ...string) converted {
 	t.Helper()
 	out, status, errs := convertor(t.Context(), t, append(args, "--json")...)
 	if status != 0 {
@@ -96,7 +102,7 @@ func mustConvert(t *testing.T, args ...string) summary {
 	if err := json.Unmarshal([]byte(out), &s); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	return s
+	return converted{s, s.Outputs[0]}
 }
 
 // read decodes a document of src.

@@ -19,10 +19,11 @@ import (
 // flags are the command line. The names are those of the reference
 // implementation, where it has the flag.
 type flags struct {
-	source, target                       string
+	source, target, turboTarget          string
 	repository, inTag, inDigest          string
 	outTag, outOverlaybd                 string
 	turboOCI, fastOCI, fsType            string
+	attach                               bool
 	username, dir, hostsDir              string
 	platform                             []string
 	oci, mkfs, referrer, flatten         bool
@@ -35,12 +36,17 @@ type flags struct {
 
 func (f *flags) register(s *pflag.FlagSet) {
 	s.StringVar(&f.source, "source", "", "image to convert")
-	s.StringVar(&f.target, "target", "", "image to write")
-	s.StringVarP(&f.repository, "repository", "r", "", "HOST/REPOSITORY of both")
+	s.StringVar(&f.target, "target", "", "native image to write")
+	s.StringVar(&f.turboTarget, "turbo-target", "", "turbo image to write")
+	s.StringVarP(&f.repository, "repository", "r", "", "HOST/REPOSITORY of all")
 	s.StringVarP(&f.inTag, "input-tag", "i", "", "tag of the image to convert")
 	s.StringVarP(&f.inDigest, "input-digest", "g", "", "its digest, if it has no tag")
-	s.StringVarP(&f.outTag, "output-tag", "o", "", "tag of the image to write")
+	s.StringVarP(&f.outTag, "output-tag", "o", "", "tag of the native image to write, where the source is")
 	s.StringVar(&f.outOverlaybd, "overlaybd", "", "the same")
+	s.StringVar(&f.turboOCI, "turboOCI", "", "tag of the turbo image to write, where the source is")
+	s.StringVar(&f.fastOCI, "fastoci", "", "the same")
+	s.BoolVar(&f.attach, "attach", false, "write a turbo image where the source is, as its referrer, without a tag")
+	s.StringVar(&f.fsType, "fstype", "ext4", "file system in the layers, ext4 or erofs")
 	s.StringSliceVar(&f.platform, "platform", nil, "convert these platforms of an index, such as linux/arm64 (default all)")
 	s.BoolVar(&f.oci, "oci", false, "write OCI media types (default those of the source)")
 	s.BoolVar(&f.referrer, "referrer", false, "refer to the source, as artifacts do; implies --oci")
@@ -72,20 +78,19 @@ func (f *flags) register(s *pflag.FlagSet) {
 // registerOld registers flags of the reference that have no use here, for
 // scripts that name them.
 func (f *flags) registerOld(s *pflag.FlagSet) {
-	s.StringVar(&f.turboOCI, "turboOCI", "", "")
-	s.StringVar(&f.fastOCI, "fastoci", "", "")
-	s.StringVar(&f.fsType, "fstype", "ext4", "")
 	s.BoolVar(&f.reserve, "reserve", false, "")
 	s.BoolVar(&f.appendsOnly, "disable-sparse", false, "")
-	for _, name := range []string{"turboOCI", "fastoci", "fstype", "reserve", "disable-sparse"} {
+	for _, name := range []string{"reserve", "disable-sparse"} {
 		s.Lookup(name).Hidden = true
 	}
+	s.Lookup("fastoci").Deprecated = "use --turboOCI"
 }
 
 // settings are what the flags amount to.
 type settings struct {
 	flags
-	from, to    store.Ref // to is empty with --no-upload
+	from        store.Ref
+	goals       []goal
 	platforms   platforms.Matcher
 	compression zfile.Options
 	tls         *tls.Config
@@ -94,76 +99,12 @@ type settings struct {
 
 func (f *flags) settings() (*settings, error) {
 	s := &settings{flags: *f}
-	for _, step := range []func() error{s.checkOld, s.readRefs, s.readNumbers, s.readPlatforms, s.readDB, s.readLogin} {
+	for _, step := range []func() error{s.readRefs, s.readFormat, s.readNumbers, s.readPlatforms, s.readDB, s.readLogin} {
 		if err := step(); err != nil {
 			return nil, err
 		}
 	}
 	return s, nil
-}
-
-func (s *settings) checkOld() error {
-	if s.turboOCI != "" || s.fastOCI != "" {
-		return usage("TurboOCI images cannot be made yet")
-	}
-	if s.fsType != "ext4" {
-		return usage("--fstype %s: layers are ext4", s.fsType)
-	}
-	return nil
-}
-
-// readRefs finds the source and the target.
-func (s *settings) readRefs() (err error) {
-	if s.repository != "" {
-		if s.source != "" || s.target != "" {
-			return usage("-r is the short form of --source and --target: give one of them")
-		}
-		if err := s.expand(); err != nil {
-			return err
-		}
-	}
-	if s.source == "" {
-		return usage("name an image: --source and --target, or -r with -i and -o")
-	}
-	if s.from, err = store.ParseRef(s.source); err != nil {
-		return usage("%w", err)
-	}
-	if s.target == "" && s.noUpload {
-		return nil
-	}
-	if s.target == "" {
-		return usage("name the image to write: --target, or -o")
-	}
-	if s.to, err = store.ParseRef(s.target); err != nil {
-		return usage("%w", err)
-	}
-	switch {
-	case s.to == s.from:
-		return usage("the target is the source: %s", s.to)
-	case s.to.Kind == store.DockerArchive:
-		return usage("a docker-archive cannot be written: it has no place for the annotations of block layers; use oci-archive")
-	}
-	return nil
-}
-
-// expand turns -r, -i, -g and -o into --source and --target.
-func (s *settings) expand() error {
-	out := s.outOverlaybd
-	if out == "" {
-		out = s.outTag
-	}
-	switch {
-	case s.inTag != "":
-		s.source = "docker://" + s.repository + ":" + s.inTag
-	case s.inDigest != "":
-		s.source = "docker://" + s.repository + "@" + s.inDigest
-	default:
-		return usage("name the image to convert: -i TAG or -g DIGEST")
-	}
-	if out != "" {
-		s.target = "docker://" + s.repository + ":" + out
-	}
-	return nil
 }
 
 func (s *settings) readNumbers() error {
@@ -204,11 +145,13 @@ func (s *settings) readPlatforms() error {
 }
 
 func (s *settings) readDB() error {
-	switch {
-	case s.dbType != "sqlite" && s.dbType != "mysql":
+	if s.dbType != "sqlite" && s.dbType != "mysql" {
 		return usage("--db-type %q: want sqlite or mysql", s.dbType)
-	case s.dbStr != "" && s.to.Kind != store.Registry && !s.noUpload:
-		return usage("--db-str finds layers in registries, which %s is not in", s.to)
+	}
+	for _, g := range s.goals {
+		if s.dbStr != "" && g.to.Kind != store.Registry && !s.noUpload {
+			return usage("--db-str finds layers in registries, which %s is not in", g.to)
+		}
 	}
 	return nil
 }
@@ -219,8 +162,8 @@ func (s *settings) readLogin() (err error) {
 		if !ok {
 			return usage("-u: want USER:PASSWORD")
 		}
-		if a, b := s.from.Host(), s.to.Host(); a != "" && b != "" && a != b {
-			return usage("-u: it is not clear whether it is for %s or %s; use docker login", a, b)
+		if hosts := s.hosts(); len(hosts) > 1 {
+			return usage("-u: it is not clear whether it is for %s; use docker login", strings.Join(hosts, " or "))
 		}
 		s.credential = fetcher.Credential{Username: user, Password: password}
 	}

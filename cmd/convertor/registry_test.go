@@ -75,7 +75,7 @@ func TestIndex(t *testing.T) {
 	r := repository(t, s.Target)
 	var index, inner ocispec.Index
 	read(t, r, resolve(t, r), &index)
-	if len(index.Manifests) != 1 || index.Subject == nil || index.Subject.Digest != top || index.ArtifactType != convert.ArtifactTypeNative {
+	if len(index.Manifests) != 1 || index.Subject == nil || index.Subject.Digest != top || index.ArtifactType != convert.Native.ArtifactType() {
 		t.Fatalf("outer index %+v", index)
 	}
 	read(t, r, index.Manifests[0], &inner)
@@ -86,7 +86,7 @@ func TestIndex(t *testing.T) {
 		var m ocispec.Manifest
 		read(t, r, d, &m)
 		if d.Platform.Architecture != images[i].Top.Platform.Architecture || len(m.Layers) != len(images[i].Layers) ||
-			m.ArtifactType != convert.ArtifactTypeNative || m.Subject.Digest != images[i].Top.Digest {
+			m.ArtifactType != convert.Native.ArtifactType() || m.Subject.Digest != images[i].Top.Digest {
 			t.Errorf("manifest %+v", m)
 		}
 	}
@@ -256,7 +256,7 @@ func TestDedup(t *testing.T) {
 	to := func(repo, tag string) []string {
 		return []string{"--source", reg.Host + "/" + repo + ":v1", "--target", reg.Host + "/out/" + repo + ":" + tag, "--db-str", db}
 	}
-	reused := func(s summary) (n int) {
+	reused := func(s converted) (n int) {
 		for _, l := range s.Layers {
 			if l.Reused {
 				n++
@@ -279,7 +279,7 @@ func TestDedup(t *testing.T) {
 	if s := mustConvert(t, to("lib/app", "b")...); s.Digest != app.Digest || len(s.Layers) != 0 {
 		t.Errorf("a known manifest: %+v", s)
 	}
-	if out, _, _ := convertor(t.Context(), t, to("lib/app", "b")...); !strings.Contains(out, "\nconverted before, found again in") {
+	if out, _, _ := convertor(t.Context(), t, to("lib/app", "b")...); !strings.Contains(out, "\nnative ext4: converted before, found again\nin ") {
 		t.Errorf("a known manifest: %q", out)
 	}
 	// Other options, other layers.

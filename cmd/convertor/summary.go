@@ -24,14 +24,25 @@ import (
 type summary struct {
 	Source       string        `json:"source"`
 	SourceDigest digest.Digest `json:"sourceDigest"`
-	Target       string        `json:"target,omitempty"`
-	Digest       digest.Digest `json:"digest"`
-	MediaType    string        `json:"mediaType"`
 	SourceSize   int64         `json:"sourceSize"` // of the layers
-	Size         int64         `json:"size"`       // of the new layers
-	Ratio        float64       `json:"ratio"`
 	Seconds      float64       `json:"seconds"`
-	Layers       []layer       `json:"layers"`
+	Outputs      []result      `json:"outputs"`
+}
+
+// A result is one of the images that were written.
+type result struct {
+	Format    string        `json:"format"` // native or turbo
+	FSType    string        `json:"fsType"`
+	Target    string        `json:"target,omitempty"`
+	Digest    digest.Digest `json:"digest"`
+	MediaType string        `json:"mediaType"`
+	Size      int64         `json:"size"`  // of the new layers
+	Ratio     float64       `json:"ratio"` // to the source's
+	Layers    []layer       `json:"layers"`
+
+	// Originals are the source's layers that a turbo image needs and that had
+	// to be brought to where it is.
+	Originals *originals `json:"originals,omitempty"`
 }
 
 type layer struct {
@@ -44,72 +55,113 @@ type layer struct {
 	Reused     bool          `json:"reused"`
 }
 
-// A total gathers what a summary needs.
-type total struct {
-	start time.Time
-
-	mu     sync.Mutex // guards layers and read
-	layers []layer
-	read   map[bar]int64 // bytes of each source layer
+type originals struct {
+	Copied  int   `json:"copied"`
+	Mounted int   `json:"mounted"`
+	Size    int64 `json:"size"` // of the copied
 }
 
-func newTotal() *total { return &total{start: time.Now(), read: map[bar]int64{}} }
+// A total gathers what a summary needs.
+type total struct {
+	*settings
+	start  time.Time
+	source ocispec.Descriptor
+
+	mu      sync.Mutex // guards what follows
+	results []result   // by goal
+	read    map[bar]int64
+}
+
+func newTotal(s *settings) *total {
+	return &total{settings: s, start: time.Now(), results: make([]result, len(s.goals)), read: map[bar]int64{}}
+}
 
 func (t *total) add(e pipeline.Event) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.read[barOf(e.Layer)] = e.Layer.Source.Size
-	if e.Stage != pipeline.Finished && e.Stage != pipeline.Reused {
-		return
+	t.read[bar{chain: e.Layer.ChainID, platform: platforms.Format(e.Layer.Platform)}] = e.Layer.Source.Size
+	r := &t.results[e.Output]
+	switch e.Stage {
+	case pipeline.Finished, pipeline.Reused:
+		r.Layers = append(r.Layers, layer{
+			Platform: platforms.Format(e.Layer.Platform), Index: e.Layer.Index,
+			Source: e.Layer.Source.Digest, SourceSize: e.Layer.Source.Size,
+			Digest: e.Blob.Digest, Size: e.Blob.Size, Reused: e.Stage == pipeline.Reused,
+		})
+	case pipeline.Copied, pipeline.Mounted:
+		r.bring(e)
+	case pipeline.Applying, pipeline.Packing, pipeline.Uploading:
 	}
-	t.layers = append(t.layers, layer{
-		Platform: platforms.Format(e.Layer.Platform), Index: e.Layer.Index,
-		Source: e.Layer.Source.Digest, SourceSize: e.Layer.Source.Size,
-		Digest: e.Blob.Digest, Size: e.Blob.Size, Reused: e.Stage == pipeline.Reused,
-	})
 }
 
-func (t *total) summary(s *settings, source, made ocispec.Descriptor) summary {
-	r := summary{
-		Source: s.from.String(), SourceDigest: source.Digest, Digest: made.Digest, MediaType: made.MediaType,
-		Seconds: math.Round(time.Since(t.start).Seconds()*1000) / 1000, Layers: t.layers,
+// bring counts a layer of the source that came to be where the image is.
+func (r *result) bring(e pipeline.Event) {
+	if r.Originals == nil {
+		r.Originals = &originals{}
 	}
-	if !s.noUpload {
-		r.Target = s.to.String()
+	if e.Stage == pipeline.Mounted {
+		r.Originals.Mounted++
+		return
+	}
+	r.Originals.Copied++
+	r.Originals.Size += e.Total
+}
+
+func (t *total) summary(made []ocispec.Descriptor) summary {
+	s := summary{
+		Source: t.from.String(), SourceDigest: t.source.Digest,
+		Seconds: math.Round(time.Since(t.start).Seconds()*1000) / 1000, Outputs: t.results,
 	}
 	for _, n := range t.read {
-		r.SourceSize += n
+		s.SourceSize += n
 	}
-	for _, l := range t.layers {
+	for i := range s.Outputs {
+		r, g := &s.Outputs[i], &t.goals[i]
+		r.Format, r.FSType, r.Digest, r.MediaType = g.format.String(), t.fsType, made[i].Digest, made[i].MediaType
+		if !t.noUpload {
+			r.Target = g.to.String()
+		}
+		r.complete(s.SourceSize)
+	}
+	return s
+}
+
+// complete adds up the layers.
+func (r *result) complete(sourceSize int64) {
+	for _, l := range r.Layers {
 		r.Size += l.Size
 	}
-	if r.SourceSize > 0 {
-		r.Ratio = math.Round(float64(r.Size)/float64(r.SourceSize)*1000) / 1000
+	if sourceSize > 0 {
+		r.Ratio = math.Round(float64(r.Size)/float64(sourceSize)*1000) / 1000
 	}
 	slices.SortFunc(r.Layers, func(a, b layer) int {
 		return cmp.Or(cmp.Compare(a.Platform, b.Platform), cmp.Compare(a.Index, b.Index))
 	})
-	return r
 }
 
 // print writes the summary.
-func (t *total) print(w io.Writer, s *settings, source, made ocispec.Descriptor) error {
-	r := t.summary(s, source, made)
-	if s.json {
+func (t *total) print(w io.Writer, made []ocispec.Descriptor) error {
+	s := t.summary(made)
+	if t.json {
 		enc := json.NewEncoder(w)
 		enc.SetIndent("", "  ")
-		return enc.Encode(r)
+		return enc.Encode(s)
 	}
-	where := r.Target
-	if where == "" {
-		where = "(nothing uploaded)"
+	for _, r := range s.Outputs {
+		where := r.Target
+		if where == "" {
+			where = "(nothing uploaded)"
+		}
+		if _, err := fmt.Fprintf(w, "%s@%s\n%s %s: %s\n", where, r.Digest, r.Format, r.FSType, r.work(s.SourceSize)); err != nil {
+			return err
+		}
 	}
-	_, err := fmt.Fprintf(w, "%s@%s\n%s in %.1f s\n", where, r.Digest, r.work(), r.Seconds)
+	_, err := fmt.Fprintf(w, "in %.1f s\n", s.Seconds)
 	return err
 }
 
 // work says for people what there was to do.
-func (r summary) work() string {
+func (r *result) work(sourceSize int64) string {
 	if len(r.Layers) == 0 {
 		return "converted before, found again"
 	}
@@ -119,7 +171,11 @@ func (r summary) work() string {
 			reused++
 		}
 	}
-	return fmt.Sprintf("%d layers, %d reused; %s to %s (%.2f)", len(r.Layers), reused, size(r.SourceSize), size(r.Size), r.Ratio)
+	text := fmt.Sprintf("%d layers, %d reused; %s to %s (%.3g)", len(r.Layers), reused, size(sourceSize), size(r.Size), r.Ratio)
+	if o := r.Originals; o != nil {
+		text += fmt.Sprintf("; of the source's layers %d mounted, %d copied (%s)", o.Mounted, o.Copied, size(o.Size))
+	}
+	return text
 }
 
 // size returns n bytes for people.

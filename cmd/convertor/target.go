@@ -33,6 +33,12 @@ func (nowhere) Push(context.Context, ocispec.Descriptor, []byte, []ocispec.Descr
 func (nowhere) Tag(context.Context, ocispec.Descriptor) error { return nil }
 func (nowhere) Close() error                                  { return nil }
 
+// nameless is a target whose image gets no name: a referrer is found by its
+// subject.
+type nameless struct{ store.Target }
+
+func (nameless) Tag(context.Context, ocispec.Descriptor) error { return nil }
+
 // A dump is a target whose documents are written to a directory, too: each
 // manifest with its config below its digest, and the outermost index beside
 // them. The manifest of an image that is no index lies there itself.

@@ -16,15 +16,15 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 	"golang.org/x/term"
 
-	"github.com/overlaybd-go/overlaybd/image/convert"
 	"github.com/overlaybd-go/overlaybd/image/convert/pipeline"
 )
 
 // A view shows how far a conversion is: a bar per layer on a terminal, and a
 // line per layer elsewhere. What is logged goes through it.
 type view struct {
-	w    io.Writer
-	bars *mpb.Progress // nil where there is no terminal
+	w     io.Writer
+	bars  *mpb.Progress // nil where there is no terminal
+	goals []goal
 
 	mu     sync.Mutex // guards what follows
 	shown  map[bar]*shown
@@ -37,16 +37,19 @@ type shown struct {
 	bar   *mpb.Bar     // nil where there is no terminal
 }
 
-// A bar is a layer of one platform.
+// A bar is a layer of one platform, for one image to be written.
 type bar struct {
 	chain    digest.Digest
 	platform string
+	output   int
 }
 
-func barOf(l convert.Layer) bar { return bar{l.ChainID, platforms.Format(l.Platform)} }
+func barOf(e pipeline.Event) bar {
+	return bar{e.Layer.ChainID, platforms.Format(e.Layer.Platform), e.Output}
+}
 
-func newView(w io.Writer) *view {
-	v := &view{w: w, shown: map[bar]*shown{}}
+func newView(w io.Writer, goals []goal) *view {
+	v := &view{w: w, goals: goals, shown: map[bar]*shown{}}
 	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		v.bars = mpb.New(mpb.WithOutput(w), mpb.WithWidth(40))
 	}
@@ -70,7 +73,13 @@ func (v *view) show(e pipeline.Event) {
 	if v.closed {
 		return
 	}
-	key := barOf(e.Layer)
+	if e.Stage == pipeline.Copied || e.Stage == pipeline.Mounted {
+		if v.bars == nil {
+			v.line(e, fmt.Sprintf("%s, %s", stages[e.Stage], size(e.Total)))
+		}
+		return // a bar is of the new layer
+	}
+	key := barOf(e)
 	l, known := v.shown[key]
 	if !known {
 		l = &shown{}
@@ -86,10 +95,10 @@ func (v *view) show(e pipeline.Event) {
 	}
 	switch e.Stage {
 	case pipeline.Applying, pipeline.Packing:
-		v.line(e.Layer, stages[e.Stage])
+		v.line(e, stages[e.Stage])
 	case pipeline.Finished, pipeline.Reused:
-		v.line(e.Layer, fmt.Sprintf("%s %s, %s", stages[e.Stage], e.Blob.Digest, size(e.Blob.Size)))
-	case pipeline.Uploading:
+		v.line(e, fmt.Sprintf("%s %s, %s", stages[e.Stage], e.Blob.Digest, size(e.Blob.Size)))
+	case pipeline.Uploading, pipeline.Copied, pipeline.Mounted:
 	}
 }
 
@@ -97,14 +106,20 @@ func (v *view) show(e pipeline.Event) {
 var stages = map[pipeline.Stage]string{
 	pipeline.Applying: "reading", pipeline.Packing: "compressing", pipeline.Uploading: "uploading",
 	pipeline.Finished: "stored as", pipeline.Reused: "found again as",
+	pipeline.Copied: "the source's copied", pipeline.Mounted: "the source's mounted",
 }
 
-func (v *view) line(l convert.Layer, text string) {
-	_, _ = fmt.Fprintf(v.w, "%s: %s\n", title(l), text) // what could one do about it
+func (v *view) line(e pipeline.Event, text string) {
+	_, _ = fmt.Fprintf(v.w, "%s: %s\n", v.title(e), text) // what could one do about it
 }
 
-func title(l convert.Layer) string {
-	return fmt.Sprintf("%s layer %d/%d %.12s", platforms.Format(l.Platform), l.Index+1, l.Count, l.Source.Digest.Encoded())
+// title names the layer, and the image if there are several.
+func (v *view) title(e pipeline.Event) string {
+	l, format := e.Layer, ""
+	if len(v.goals) > 1 {
+		format = " " + v.goals[e.Output].format.String()
+	}
+	return fmt.Sprintf("%s layer %d/%d %.12s%s", platforms.Format(l.Platform), l.Index+1, l.Count, l.Source.Digest.Encoded(), format)
 }
 
 // draw moves the bar of a layer. v.mu is held.
@@ -112,7 +127,7 @@ func (v *view) draw(l *shown, e pipeline.Event) {
 	if l.bar == nil {
 		label := func(decor.Statistics) string { return stages[pipeline.Stage(l.stage.Load())] }
 		l.bar = v.bars.AddBar(0, mpb.BarPriority(e.Layer.Index),
-			mpb.PrependDecorators(decor.Name(title(e.Layer)+" ", decor.WCSyncSpaceR), decor.Any(label, decor.WCSyncSpaceR)),
+			mpb.PrependDecorators(decor.Name(v.title(e)+" ", decor.WCSyncSpaceR), decor.Any(label, decor.WCSyncSpaceR)),
 			mpb.AppendDecorators(decor.CountersKibiByte("% .1f / % .1f")))
 	}
 	if e.Stage == pipeline.Packing {

@@ -34,22 +34,33 @@ import (
 // change makes other bytes of the same input.
 const generation = 1
 
+// span is what lies between two points of the index of a compressed layer, in
+// bytes: the default of both kinds of index.
+const span = 1 << 20
+
 // An assembly is all the parts of one conversion.
 type assembly struct {
 	*settings
 	scratch string // removed at the end
 	client  *remote.Client
 	src     store.Source
-	dst     store.Target
-	memory  *memory.Memory // nil for none
+	outputs []*output
 	log     *slog.Logger
 	closers []func() error // in the order of opening
+}
+
+// An output is an image being written.
+type output struct {
+	goal
+	dst    store.Target
+	repo   *remote.Repository // dst, if it is in a registry
+	memory *memory.Memory     // nil for none
 }
 
 // assemble opens everything. The assembly must be closed, also after an error.
 func assemble(ctx context.Context, s *settings, log *slog.Logger) (*assembly, error) {
 	a := &assembly{settings: s, log: log}
-	for _, step := range []func(context.Context) error{a.makeScratch, a.dial, a.openSource, a.openTarget, a.openMemory} {
+	for _, step := range []func(context.Context) error{a.makeScratch, a.dial, a.openSource, a.openTargets, a.openMemory} {
 		if err := step(ctx); err != nil {
 			return a, err
 		}
@@ -93,10 +104,8 @@ func (a *assembly) dial(context.Context) error {
 	credentials := auth.Chain{auth.Docker(dockerConfig())}
 	if a.credential != (fetcher.Credential{}) {
 		given := auth.Static{}
-		for _, r := range []store.Ref{a.from, a.to} {
-			if h := r.Host(); h != "" {
-				given[h] = a.credential
-			}
+		for _, h := range a.hosts() {
+			given[h] = a.credential
 		}
 		credentials = auth.Chain{given}
 	}
@@ -133,25 +142,41 @@ func (a *assembly) openSource(ctx context.Context) (err error) {
 	return err
 }
 
-func (a *assembly) openTarget(ctx context.Context) (err error) {
-	switch r := a.to; {
-	case a.noUpload:
-		a.dst = nowhere{}
-	case r.Kind == store.Layout:
-		a.dst, err = layout.Create(r.Location, r.Name)
-	case r.Kind == store.OCIArchive:
-		a.dst, err = archive.Create(r.Location, r.Name)
-	default:
-		a.dst, err = a.client.Target(ctx, r)
-	}
-	if err != nil {
-		return err
-	}
-	a.atEnd(a.dst.Close)
-	if a.dump {
-		a.dst = newDump(a.dst, a.dir)
+func (a *assembly) openTargets(ctx context.Context) error {
+	for _, g := range a.goals {
+		o := &output{goal: g}
+		if err := o.open(ctx, a); err != nil {
+			return err
+		}
+		a.atEnd(o.dst.Close)
+		if a.dump {
+			dir := a.dir
+			if g.format != convert.Native {
+				dir = filepath.Join(dir, g.format.String())
+			}
+			o.dst = newDump(o.dst, dir)
+		}
+		a.outputs = append(a.outputs, o)
 	}
 	return nil
+}
+
+func (o *output) open(ctx context.Context, a *assembly) (err error) {
+	switch r := o.to; {
+	case a.noUpload:
+		o.dst = nowhere{}
+	case r.Kind == store.Layout:
+		o.dst, err = layout.Create(r.Location, r.Name)
+	case r.Kind == store.OCIArchive:
+		o.dst, err = archive.Create(r.Location, r.Name)
+	default:
+		o.repo, err = a.client.Target(ctx, r)
+		o.dst = o.repo
+		if r.Name == "" {
+			o.dst = nameless{o.repo}
+		}
+	}
+	return err
 }
 
 // openMemory opens the deduplication database.
@@ -164,10 +189,6 @@ func (a *assembly) openMemory(ctx context.Context) error {
 		return err
 	}
 	a.atEnd(db.Close)
-	target, err := a.client.Target(ctx, a.to)
-	if err != nil {
-		return err
-	}
 	// The file system below a layer is read here and there, in small pieces,
 	// some of them often.
 	blocks, err := cache.Open(cache.Options{
@@ -177,41 +198,66 @@ func (a *assembly) openMemory(ctx context.Context) error {
 		return err
 	}
 	a.atEnd(blocks.Close)
-	layers, manifests, err := a.tags()
-	if err != nil {
-		return err
+	for _, o := range a.outputs {
+		if err := o.remember(a, db, blocks); err != nil {
+			return err
+		}
 	}
-	host, repo, _ := strings.Cut(a.to.Location, "/")
-	a.memory = memory.New(db, cached{target, blocks}, memory.Options{
-		Host: strings.ToLower(host), Repo: repo, Layers: layers, Manifests: manifests, Log: a.log,
+	return nil
+}
+
+// remember makes the output's memory.
+func (o *output) remember(a *assembly, db *dedup.DB, blocks *cache.Cache) error {
+	host, repo, _ := strings.Cut(o.to.Location, "/")
+	opts := memory.Options{
+		Host: strings.ToLower(host), Repo: repo, Log: a.log,
 		MediaType: func(source string) string {
-			if a.oci || a.referrer {
+			if a.oci || o.referrer {
 				return convert.OCIType(source)
 			}
 			return source
 		},
 		Document: func(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
-			return convert.ReadDocument(ctx, target, desc)
+			return convert.ReadDocument(ctx, o.repo, desc)
 		},
-	})
+	}
+	options, err := a.determinants(o.format)
+	if err != nil {
+		return err
+	}
+	opts.Layers = layerTags(o.format, options)
+	options["flatten"], options["referrer"] = strconv.FormatBool(a.flatten), strconv.FormatBool(o.referrer)
+	opts.Manifests = dedup.NewTag(generation, options)
+	o.memory = memory.New(db, cached{o.repo, blocks}, opts)
 	return nil
 }
 
-// tags returns what besides the source determines the bytes of layers and of
-// manifests.
-func (a *assembly) tags() (layers, manifests dedup.Tag, err error) {
-	options := map[string]string{
-		"algorithm": a.algorithm, "bs": strconv.Itoa(a.blockSize), "vsize": strconv.Itoa(a.vsize), "fs": "ext4",
+// determinants returns what besides the source determines the bytes of an
+// image's layers.
+func (a *assembly) determinants(f convert.Format) (options map[string]string, err error) {
+	options = map[string]string{
+		"algorithm": a.algorithm, "bs": strconv.Itoa(a.blockSize), "vsize": strconv.Itoa(a.vsize), "fs": a.fsType,
+	}
+	if f != convert.Native {
+		options["kind"], options["span"] = f.String(), strconv.Itoa(span)
 	}
 	if !a.mkfs {
 		delete(options, "vsize")
-		if options["base"], err = fileDigest(a.baseLayer); err != nil {
-			return "", "", err
-		}
+		options["base"], err = fileDigest(a.baseLayer)
 	}
-	layers = dedup.NewTag(generation, options)
-	options["flatten"], options["referrer"] = strconv.FormatBool(a.flatten), strconv.FormatBool(a.referrer)
-	return layers, dedup.NewTag(generation, options), nil
+	return options, err
+}
+
+// layerTags returns the tags of layers. A turbo layer holds the index of one
+// blob: the same tar compressed otherwise makes another layer.
+func layerTags(f convert.Format, options map[string]string) func(convert.Layer) dedup.Tag {
+	tag := dedup.NewTag(generation, options)
+	if f == convert.Native {
+		return func(convert.Layer) dedup.Tag { return tag }
+	}
+	return func(l convert.Layer) dedup.Tag {
+		return dedup.NewTag(generation, map[string]string{"all": string(tag), "target": l.Source.Digest.String()})
+	}
 }
 
 func fileDigest(name string) (string, error) {
@@ -245,58 +291,68 @@ func (c cached) Blob(ctx context.Context, desc ocispec.Descriptor) (fetcher.Blob
 	return through, nil
 }
 
-// documents are read from the source and written to the target.
-type documents struct {
-	store.Source
-	dst store.Target
-}
-
-func (d documents) Push(ctx context.Context, desc ocispec.Descriptor, text []byte, children []ocispec.Descriptor) error {
-	return d.dst.Push(ctx, desc, text, children)
-}
-
-// partial are documents of a source that may lack what its indexes list.
-type partial struct {
-	documents
-	convert.PartialStore
-}
-
-// converter returns the converter of the parts.
-func (a *assembly) converter(report func(pipeline.Event)) *convert.Converter {
+// pipeline returns the builder of the layers.
+func (a *assembly) pipeline(report func(pipeline.Event)) *pipeline.Pipeline {
 	opts := pipeline.Options{
 		Dir: a.scratch, VirtualSize: int64(a.vsize) << 30, Flatten: a.flatten, Compression: a.compression, Report: report,
 	}
 	if !a.mkfs {
 		opts.BaseLayer = a.baseLayer
 	}
+	outputs := make([]pipeline.Output, len(a.outputs))
+	for i, o := range a.outputs {
+		outputs[i] = pipeline.Output{Format: o.format, FSType: a.fsType, Target: o.dst}
+		if o.memory != nil {
+			outputs[i].Cache = o.memory
+		}
+		if o.format == convert.Turbo && !a.noUpload && o.foreign(a.from) {
+			outputs[i].Foreign = true
+			outputs[i].Mount = o.mount(a.from)
+		}
+	}
+	return pipeline.New(a.src, opts, outputs...)
+}
+
+// mount returns how layers of the source get to be the output's without being
+// copied, nil if they cannot.
+func (o *output) mount(from store.Ref) func(context.Context, ocispec.Descriptor) (bool, error) {
+	if o.repo == nil || from.Host() != o.to.Host() {
+		return nil
+	}
+	_, repo, _ := strings.Cut(from.Location, "/")
+	return func(ctx context.Context, desc ocispec.Descriptor) (bool, error) { return o.repo.Mount(ctx, desc, repo) }
+}
+
+// converter returns the converter of the parts.
+func (a *assembly) converter(report func(pipeline.Event)) *convert.Converter {
 	c := &convert.Converter{
-		Store: documents{a.src, a.dst}, Platform: a.platforms, OCI: a.oci, Parallel: a.concurrency,
+		Source: a.src, Builder: a.pipeline(report), Platform: a.platforms, Parallel: a.concurrency,
 		Skipped: func(desc ocispec.Descriptor, reason string) {
 			a.log.Warn("left out", slog.String("digest", desc.Digest.String()), slog.String("reason", reason))
 		},
 	}
-	if p, ok := a.src.(convert.PartialStore); ok && a.from.Kind != store.Registry {
-		c.Store = partial{documents{a.src, a.dst}, p}
+	if a.from.Kind == store.Registry {
+		c.Source = struct{ convert.Source }{a.src} // it has all that its indexes list
 	}
 	if a.concurrency == 0 {
 		c.Parallel = -1
 	}
-	if a.referrer {
-		c.ArtifactType = convert.ArtifactTypeNative
-	}
-	if a.memory != nil {
-		opts.Cache = a.memory
-		if !a.dump { // what is remembered is not written again
-			c.Memory = a.memory
+	for _, o := range a.outputs {
+		out := convert.Output{Format: o.format, Target: o.dst, OCI: a.oci, Referrer: o.referrer}
+		if a.fsType != "ext4" { // which readers take for granted
+			out.FSType = a.fsType
 		}
+		if o.memory != nil && !a.dump { // what is remembered is not written again
+			out.Memory = o.memory
+		}
+		c.Outputs = append(c.Outputs, out)
 	}
-	c.Builder = pipeline.New(a.src, a.dst, opts)
 	return c
 }
 
 // convertImage does what the command is for.
 func convertImage(ctx context.Context, s *settings, stdout, stderr io.Writer) (err error) {
-	view := newView(stderr)
+	view := newView(stderr, s.goals)
 	log := slog.New(slog.NewTextHandler(view, &slog.HandlerOptions{Level: logLevel(s.verbose), ReplaceAttr: dropTime}))
 	a, err := assemble(ctx, s, log)
 	defer func() {
@@ -306,19 +362,20 @@ func convertImage(ctx context.Context, s *settings, stdout, stderr io.Writer) (e
 	if err != nil {
 		return err
 	}
-	total := newTotal()
-	source, err := a.src.Resolve(ctx)
-	if err != nil {
+	total := newTotal(s)
+	if total.source, err = a.src.Resolve(ctx); err != nil {
 		return err
 	}
-	log.Debug("found", slog.String("source", s.from.String()), slog.String("digest", source.Digest.String()), slog.String("type", source.MediaType))
-	made, err := a.converter(func(e pipeline.Event) { view.show(e); total.add(e) }).Convert(ctx, source)
+	log.Debug("found", slog.String("source", s.from.String()), slog.String("digest", total.source.Digest.String()), slog.String("type", total.source.MediaType))
+	made, err := a.converter(func(e pipeline.Event) { view.show(e); total.add(e) }).Convert(ctx, total.source)
 	if err != nil {
 		return fmt.Errorf("convert %s: %w", s.from, err)
 	}
-	if err := a.dst.Tag(ctx, made); err != nil {
-		return err
+	for i, o := range a.outputs {
+		if err := o.dst.Tag(ctx, made[i]); err != nil {
+			return err
+		}
 	}
 	view.close()
-	return total.print(stdout, s, source, made)
+	return total.print(stdout, made)
 }

@@ -52,9 +52,14 @@ type job struct {
 var _ convert.Builder = (*job)(nil)
 
 // Build rebuilds the layers of one image.
-func (j *job) Build(ctx context.Context, img convert.Image) ([]ocispec.Descriptor, error) {
+func (j *job) Build(ctx context.Context, img convert.Image, _ []int) ([][]convert.Packed, error) {
 	b := &builder{job: j, id: "obdconv-" + uuid.NewString()}
-	return convert.InOrder(ctx, img.Layers, b.apply)
+	blobs, err := convert.InOrder(ctx, img.Layers, b.apply)
+	layers := make([]convert.Packed, len(blobs))
+	for i, desc := range blobs {
+		layers[i].Descriptor = desc
+	}
+	return [][]convert.Packed{layers}, err
 }
 
 // A builder applies the layers of one image, each to a snapshot on top of the
@@ -68,7 +73,7 @@ type builder struct {
 }
 
 // apply unpacks the layer onto a new disk and seals that.
-func (b *builder) apply(ctx context.Context, l convert.Layer) (convert.Pack, error) {
+func (b *builder) apply(ctx context.Context, l convert.Layer) (convert.Pack[ocispec.Descriptor], error) {
 	start := time.Now()
 	name := fmt.Sprintf("%s-%d", b.id, l.Index)
 	active := name + "-active"

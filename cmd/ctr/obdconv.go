@@ -95,16 +95,18 @@ func (j *job) run(ctx context.Context, store images.Store, src, dst string) (ima
 	if err != nil {
 		return img, fmt.Errorf("look up image %s: %w", src, err)
 	}
+	documents := convert.ContentStore(j.content)
 	c := convert.Converter{
-		Store:    convert.ContentStore(j.content),
+		Source:   documents,
 		Builder:  j,
+		Outputs:  []convert.Output{{Target: documents, FSType: j.fsType}},
 		Platform: j.platform,
-		FSType:   j.fsType,
 	}
-	if img.Target, err = c.Convert(ctx, img.Target); err != nil {
+	out, err := c.Convert(ctx, img.Target)
+	if err != nil {
 		return img, fmt.Errorf("convert image %s: %w", src, err)
 	}
-	img.Name = dst
+	img.Target, img.Name = out[0], dst
 	made, err := store.Create(ctx, img)
 	if errdefs.IsAlreadyExists(err) {
 		made, err = store.Update(ctx, img)

@@ -14,8 +14,14 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// ContentStore returns containerd's content store as a [PartialStore]. What is
-// pushed tells the garbage collector what it refers to.
+// A Store is a place to convert images from and to.
+type Store interface {
+	Source
+	Target
+}
+
+// ContentStore returns containerd's content store, which is a [PartialSource].
+// What is pushed tells the garbage collector what it refers to.
 func ContentStore(s interface {
 	content.Provider
 	content.Ingester
@@ -32,7 +38,7 @@ type contentStore struct {
 	content.Ingester
 }
 
-var _ PartialStore = contentStore{}
+var _ PartialSource = contentStore{}
 
 func (s contentStore) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
 	return content.BlobReadSeeker(ctx, s.Provider, desc)

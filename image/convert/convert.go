@@ -34,83 +34,56 @@ const maxDocument = 8 << 20
 // maxDepth bounds indexes within indexes.
 const maxDepth = 8
 
-// A Store holds the documents of an image and takes those of its conversion.
-type Store interface {
+// A Source holds the documents of an image.
+type Source interface {
 	// Open returns the content of desc, which the converter verifies. What
-	// the store does not have is an errdefs.ErrNotFound.
+	// the source does not have is an errdefs.ErrNotFound.
 	Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error)
-
-	// Push stores the document desc. What it refers to has been stored before.
-	Push(ctx context.Context, desc ocispec.Descriptor, text []byte, children []ocispec.Descriptor) error
 }
 
-// A PartialStore is a Store that may lack manifests which an index of its
+// A PartialSource is a Source that may lack manifests which an index of its
 // own lists, or their layers. Where no platform is chosen, those that are
 // there are converted.
-type PartialStore interface {
+type PartialSource interface {
 	Has(ctx context.Context, desc ocispec.Descriptor) (bool, error)
 }
 
 // A Builder rebuilds the layers of images.
 type Builder interface {
 	// Build stores the blobs that take the place of the image's layers and
-	// returns them, bottom first. They need no media type, and no annotations
-	// but those that go beyond what every block layer has. Build is called by
-	// several goroutines.
-	Build(ctx context.Context, img Image) ([]ocispec.Descriptor, error)
+	// returns them, bottom first, for each of the outputs, which are indexes
+	// of the converter's. Build is called by several goroutines.
+	Build(ctx context.Context, img Image, outputs []int) ([][]Packed, error)
 }
 
-// A Memory knows manifests that were converted before.
-type Memory interface {
-	// Recall returns what the manifest has become, if that is still there
-	// with all it refers to, else false.
-	Recall(ctx context.Context, source ocispec.Descriptor) (ocispec.Descriptor, bool, error)
-
-	// Remember notes what the manifest has become.
-	Remember(ctx context.Context, source, converted ocispec.Descriptor) error
-}
-
-// A Converter converts images of one store.
+// A Converter converts images of one source.
 type Converter struct {
-	Store   Store
+	Source  Source
 	Builder Builder
+
+	// Outputs are what each image is converted into, in one go.
+	Outputs []Output
 
 	// Platform selects manifests of an index, all if nil.
 	Platform platforms.Matcher
 
-	// FSType is what the layers are annotated with, if anything.
-	FSType string
-
-	// OCI makes every media type one of OCI's. Otherwise each is the source's.
-	OCI bool
-
-	// ArtifactType, if not empty, makes every new index and manifest a
-	// referrer of that type, whose subject is its source. It implies OCI.
-	ArtifactType string
-
 	// Parallel is how many manifests are converted at a time: one if zero,
 	// any number if negative.
 	Parallel int
-
-	// Memory is asked before a manifest is converted, unless it is nil.
-	Memory Memory
 
 	// Skipped, if not nil, is told of the entries of an index that have no
 	// place in the new one for another reason than their platform.
 	Skipped func(desc ocispec.Descriptor, reason string)
 }
 
-// ArtifactTypeNative is the type of block images that refer to their source.
-// Durable.
-const ArtifactTypeNative = "application/vnd.containerd.overlaybd.native.v1+json"
-
 // errSkip says that an entry of an index has no place in the new one.
 var errSkip = errors.New("not selected")
 
-// Convert converts the index or manifest and returns what became of it.
-func (c *Converter) Convert(ctx context.Context, desc ocispec.Descriptor) (ocispec.Descriptor, error) {
+// Convert converts the index or manifest and returns what became of it, for
+// each output.
+func (c *Converter) Convert(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
 	w := walk{Converter: c, done: make(map[digest.Digest]*result)}
-	w.partial, _ = c.Store.(PartialStore)
+	w.partial, _ = c.Source.(PartialSource)
 	parallel := max(c.Parallel, 1)
 	if c.Parallel < 0 {
 		parallel = maxManifests
@@ -118,14 +91,14 @@ func (c *Converter) Convert(ctx context.Context, desc ocispec.Descriptor) (ocisp
 	w.slots = semaphore.NewWeighted(int64(parallel))
 	ctx, w.cancel = context.WithCancelCause(ctx)
 	defer w.cancel(nil)
-	desc, err := w.convert(ctx, desc, 0)
+	made, err := w.convert(ctx, desc, 0)
 	if errors.Is(err, errSkip) {
-		return desc, w.nothing()
+		return nil, w.nothing()
 	}
 	if err != nil && context.Cause(ctx) != nil {
 		err = context.Cause(ctx) // the first of several: the others follow from it
 	}
-	return desc, err
+	return made, err
 }
 
 // maxManifests bounds how many indexes and manifests one image may have, and
@@ -135,7 +108,7 @@ const maxManifests = 1024
 // A walk is one conversion.
 type walk struct {
 	*Converter
-	partial PartialStore // nil if Store has all its indexes list
+	partial PartialSource // nil if Source has all its indexes list
 	slots   *semaphore.Weighted
 	cancel  context.CancelCauseFunc
 
@@ -166,19 +139,19 @@ func (w *walk) nothing() error {
 
 // A result is what becomes of a document.
 type result struct {
-	ready chan struct{} // closed when desc and err are set
-	desc  ocispec.Descriptor
+	ready chan struct{} // closed when made and err are set
+	made  []ocispec.Descriptor
 	err   error
 }
 
 // convert returns what becomes of desc, which is converted once however often
 // indexes list it.
-func (w *walk) convert(ctx context.Context, desc ocispec.Descriptor, depth int) (ocispec.Descriptor, error) {
+func (w *walk) convert(ctx context.Context, desc ocispec.Descriptor, depth int) ([]ocispec.Descriptor, error) {
 	w.mu.Lock()
 	r, known := w.done[desc.Digest]
 	if !known && len(w.done) == maxManifests {
 		w.mu.Unlock()
-		return desc, fmt.Errorf("%s: more than %d indexes and manifests", desc.Digest, maxManifests)
+		return nil, fmt.Errorf("%s: more than %d indexes and manifests", desc.Digest, maxManifests)
 	}
 	if !known {
 		r = &result{ready: make(chan struct{})}
@@ -186,7 +159,7 @@ func (w *walk) convert(ctx context.Context, desc ocispec.Descriptor, depth int) 
 	}
 	w.mu.Unlock()
 	if !known {
-		r.desc, r.err = w.document(ctx, desc, depth)
+		r.made, r.err = w.document(ctx, desc, depth)
 		if r.err != nil && !errors.Is(r.err, errSkip) {
 			w.cancel(r.err)
 		}
@@ -195,25 +168,32 @@ func (w *walk) convert(ctx context.Context, desc ocispec.Descriptor, depth int) 
 	select {
 	case <-r.ready:
 	case <-ctx.Done():
-		return desc, context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
-	return renamed(desc, r.desc), r.err
+	if r.err != nil {
+		return nil, r.err
+	}
+	made := make([]ocispec.Descriptor, len(r.made))
+	for i, to := range r.made {
+		made[i] = renamed(desc, to)
+	}
+	return made, nil
 }
 
-func (w *walk) document(ctx context.Context, desc ocispec.Descriptor, depth int) (ocispec.Descriptor, error) {
+func (w *walk) document(ctx context.Context, desc ocispec.Descriptor, depth int) ([]ocispec.Descriptor, error) {
 	switch {
 	case images.IsManifestType(desc.MediaType):
 		if err := w.slots.Acquire(ctx, 1); err != nil {
-			return desc, context.Cause(ctx)
+			return nil, context.Cause(ctx)
 		}
 		defer w.slots.Release(1)
 		return w.manifest(ctx, desc)
 	case images.IsIndexType(desc.MediaType) && depth < maxDepth:
 		return w.index(ctx, desc, depth)
 	case images.IsIndexType(desc.MediaType):
-		return desc, fmt.Errorf("index %s: nested more than %d deep", desc.Digest, maxDepth)
+		return nil, fmt.Errorf("index %s: nested more than %d deep", desc.Digest, maxDepth)
 	}
-	return desc, fmt.Errorf("%s: cannot convert media type %q", desc.Digest, desc.MediaType)
+	return nil, fmt.Errorf("%s: cannot convert media type %q", desc.Digest, desc.MediaType)
 }
 
 // renamed returns desc for other content of the same meaning.
@@ -226,22 +206,32 @@ func renamed(desc, to ocispec.Descriptor) ocispec.Descriptor {
 	return desc
 }
 
-func (w *walk) index(ctx context.Context, desc ocispec.Descriptor, depth int) (ocispec.Descriptor, error) {
+func (w *walk) index(ctx context.Context, desc ocispec.Descriptor, depth int) ([]ocispec.Descriptor, error) {
 	var index ocispec.Index
 	text, err := w.readIndex(ctx, desc, &index)
 	if err != nil {
-		return desc, fmt.Errorf("read index %s: %w", desc.Digest, err)
+		return nil, fmt.Errorf("read index %s: %w", desc.Digest, err)
 	}
 	entries, err := w.entries(ctx, index.Manifests, depth)
 	if err != nil {
-		return desc, err
+		return nil, err
 	}
 	if len(entries) == 0 {
-		return desc, errSkip
+		return nil, errSkip
 	}
-	e := editor{text: text}
-	e.set(entries, "manifests")
-	return w.finish(ctx, desc, e, "index", entries)
+	made := make([]ocispec.Descriptor, len(w.Outputs))
+	for i := range w.Outputs {
+		list := make([]ocispec.Descriptor, len(entries))
+		for n, all := range entries {
+			list[n] = all[i]
+		}
+		e := editor{text: text}
+		e.set(list, "manifests")
+		if made[i], err = w.Outputs[i].finish(ctx, desc, e, "index", list); err != nil {
+			return nil, err
+		}
+	}
+	return made, nil
 }
 
 // readIndex reads an index in turn with the conversions, since memory is as
@@ -265,15 +255,15 @@ func (w *walk) readIndex(ctx context.Context, desc ocispec.Descriptor, index *oc
 }
 
 // entries converts the entries of an index and returns those that have a
-// place in the new one, in order.
-func (w *walk) entries(ctx context.Context, all []ocispec.Descriptor, depth int) ([]ocispec.Descriptor, error) {
-	converted, errs := make([]ocispec.Descriptor, len(all)), make([]error, len(all))
+// place in the new ones, in order, each for all outputs.
+func (w *walk) entries(ctx context.Context, all []ocispec.Descriptor, depth int) ([][]ocispec.Descriptor, error) {
+	converted, errs := make([][]ocispec.Descriptor, len(all)), make([]error, len(all))
 	var running sync.WaitGroup
 	for i, m := range all {
 		running.Go(func() { converted[i], errs[i] = w.entry(ctx, m, depth) })
 	}
 	running.Wait()
-	var entries []ocispec.Descriptor
+	var entries [][]ocispec.Descriptor
 	for i, err := range errs {
 		switch {
 		case err == nil:
@@ -286,15 +276,15 @@ func (w *walk) entries(ctx context.Context, all []ocispec.Descriptor, depth int)
 }
 
 // entry converts one entry of an index, or says errSkip.
-func (w *walk) entry(ctx context.Context, desc ocispec.Descriptor, depth int) (ocispec.Descriptor, error) {
+func (w *walk) entry(ctx context.Context, desc ocispec.Descriptor, depth int) ([]ocispec.Descriptor, error) {
 	if _, ok := desc.Annotations["vnd.docker.reference.type"]; ok {
-		return desc, w.skip(desc, "it attests to a manifest that the new image does not have")
+		return nil, w.skip(desc, "it attests to a manifest that the new image does not have")
 	}
 	if w.Platform != nil && desc.Platform != nil && !w.Platform.Match(*desc.Platform) {
-		return desc, w.refuse(*desc.Platform)
+		return nil, w.refuse(*desc.Platform)
 	}
 	if w.Platform == nil && w.partial != nil && !w.present(ctx, desc) {
-		return desc, w.skip(desc, "its content is not here")
+		return nil, w.skip(desc, "its content is not here")
 	}
 	return w.convert(ctx, desc, depth+1)
 }
@@ -328,15 +318,12 @@ func (w *walk) present(ctx context.Context, desc ocispec.Descriptor) bool {
 
 // read returns the document desc, which is what its digest says.
 func (w *walk) read(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
-	return ReadDocument(ctx, w.Store, desc)
+	return ReadDocument(ctx, w.Source, desc)
 }
 
-// ReadDocument returns the index, manifest or config desc of a store. It is
+// ReadDocument returns the index, manifest or config desc of a source. It is
 // what its digest says, and not larger than a registry takes.
-func ReadDocument(ctx context.Context, s interface {
-	Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error)
-}, desc ocispec.Descriptor,
-) ([]byte, error) {
+func ReadDocument(ctx context.Context, s Source, desc ocispec.Descriptor) ([]byte, error) {
 	if err := desc.Digest.Validate(); err != nil {
 		return nil, err
 	}
@@ -356,35 +343,4 @@ func ReadDocument(ctx context.Context, s interface {
 		return nil, fmt.Errorf("content has digest %s", got)
 	}
 	return text, nil
-}
-
-// finish stores the edited index or manifest, the successor of desc.
-func (w *walk) finish(ctx context.Context, desc ocispec.Descriptor, e editor, noun string, children []ocispec.Descriptor) (ocispec.Descriptor, error) {
-	source := ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size}
-	if w.oci() {
-		desc.MediaType = OCIType(desc.MediaType)
-		e.put(desc.MediaType, "mediaType")
-	}
-	if w.ArtifactType != "" {
-		e.put(w.ArtifactType, "artifactType")
-		e.put(source, "subject")
-		desc.ArtifactType = w.ArtifactType
-	}
-	if e.err != nil {
-		return desc, fmt.Errorf("edit %s %s: %w", noun, source.Digest, e.err)
-	}
-	return w.write(ctx, desc, e.text, children)
-}
-
-// write stores text, the successor of desc.
-func (w *walk) write(ctx context.Context, desc ocispec.Descriptor, text []byte, children []ocispec.Descriptor) (ocispec.Descriptor, error) {
-	to := ocispec.Descriptor{MediaType: desc.MediaType, Digest: digest.FromBytes(text), Size: int64(len(text))}
-	if len(text) > maxDocument {
-		return desc, fmt.Errorf("write %s: it would be larger than %d bytes", desc.MediaType, maxDocument)
-	}
-	desc = renamed(desc, to)
-	if err := w.Store.Push(ctx, desc, text, children); err != nil {
-		return desc, fmt.Errorf("write %s %s: %w", desc.MediaType, desc.Digest, err)
-	}
-	return desc, nil
 }

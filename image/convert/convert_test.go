@@ -138,15 +138,28 @@ func marshal(t *testing.T, v any) string {
 // fake packs a layer into "block " and its content.
 type fake struct {
 	store
+	formats []convert.Format // of the converter's outputs
 	applied *[]convert.Layer
+	outputs *[][]int
 	fail    string // diff ID whose pack fails
 }
 
-func (f fake) Build(ctx context.Context, img convert.Image) ([]ocispec.Descriptor, error) {
-	return convert.InOrder(ctx, img.Layers, f.apply)
+func (f fake) Build(ctx context.Context, img convert.Image, outputs []int) ([][]convert.Packed, error) {
+	*f.outputs = append(*f.outputs, slices.Clone(outputs))
+	packed, err := convert.InOrder(ctx, img.Layers, f.apply)
+	all := make([][]convert.Packed, len(outputs))
+	for n, i := range outputs {
+		for _, p := range packed {
+			if p.Format = f.formats[i]; p.Format == convert.Turbo {
+				p.DiffID = digest.FromString("unpacked " + p.Descriptor.Digest.String())
+			}
+			all[n] = append(all[n], p)
+		}
+	}
+	return all, err
 }
 
-func (f fake) apply(ctx context.Context, l convert.Layer) (convert.Pack, error) {
+func (f fake) apply(ctx context.Context, l convert.Layer) (convert.Pack[convert.Packed], error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -155,20 +168,31 @@ func (f fake) apply(ctx context.Context, l convert.Layer) (convert.Pack, error) 
 	if err != nil {
 		return nil, err
 	}
-	return func(context.Context) (ocispec.Descriptor, error) {
+	return func(context.Context) (convert.Packed, error) {
 		if l.DiffID.String() == f.fail {
-			return ocispec.Descriptor{}, errors.New("disk full")
+			return convert.Packed{}, errors.New("disk full")
 		}
-		return f.add("", "block "+string(text)), nil
+		return convert.Packed{Descriptor: f.add("", "block "+string(text)), Target: convert.TargetOf(l, "gzip")}, nil
 	}, nil
 }
 
 func converter(s store) (*convert.Converter, *[]convert.Layer) {
 	applied := new([]convert.Layer)
+	documents := convert.ContentStore(s)
 	return &convert.Converter{
-		Store: convert.ContentStore(s), FSType: "ext4",
-		Builder: fake{store: s, applied: applied},
+		Source: documents, Outputs: []convert.Output{{Target: documents, FSType: "ext4"}},
+		Builder: fake{store: s, formats: []convert.Format{convert.Native}, applied: applied, outputs: new([][]int)},
 	}, applied
+}
+
+// convertOne converts src into one output.
+func convertOne(t *testing.T, c *convert.Converter, src ocispec.Descriptor) ocispec.Descriptor {
+	t.Helper()
+	made, err := c.Convert(t.Context(), src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return made[0]
 }
 
 func TestManifest(t *testing.T) {
@@ -180,10 +204,7 @@ func TestManifest(t *testing.T) {
 			s := newStore(t)
 			src := s.image(manifestType, "amd64", "a", "b", "b")
 			c, applied := converter(s)
-			desc, err := c.Convert(t.Context(), src)
-			if err != nil {
-				t.Fatal(err)
-			}
+			desc := convertOne(t, c, src)
 			var old, got ocispec.Manifest
 			s.read(src, &old)
 			s.read(desc, &got)
@@ -278,10 +299,7 @@ func TestIndex(t *testing.T) {
 
 	t.Run("what is there", func(t *testing.T) {
 		c, applied := converter(s)
-		desc, err := c.Convert(t.Context(), outer)
-		if err != nil {
-			t.Fatal(err)
-		}
+		desc := convertOne(t, c, outer)
 		var got, nested ocispec.Index
 		s.read(desc, &got)
 		if len(got.Manifests) != 3 || desc.MediaType != images.MediaTypeDockerSchema2ManifestList {
@@ -348,11 +366,7 @@ func TestRefused(t *testing.T) {
 		}, "at most 255"},
 		"block image": {func(s store) ocispec.Descriptor {
 			c, _ := converter(s)
-			desc, err := c.Convert(s.t.Context(), s.image(oci, "amd64", "a"))
-			if err != nil {
-				s.t.Fatal(err)
-			}
-			return desc
+			return convertOne(s.t, c, s.image(oci, "amd64", "a"))
 		}, "block layer already"},
 		"artifact": {func(s store) ocispec.Descriptor { return s.add("text/plain", "hello") }, `media type "text/plain"`},
 		"unlike its digest": {func(s store) ocispec.Descriptor {
@@ -387,7 +401,7 @@ func TestPackFails(t *testing.T) {
 	s := newStore(t)
 	src := s.image(ocispec.MediaTypeImageManifest, "amd64", slices.Repeat([]string{"a", "b", "c"}, 20)...)
 	c, applied := converter(s)
-	c.Builder = fake{store: s, applied: applied, fail: digest.FromString("diff of b").String()}
+	c.Builder = fake{store: s, applied: applied, outputs: new([][]int), fail: digest.FromString("diff of b").String()}
 	if _, err := c.Convert(t.Context(), src); err == nil || !strings.Contains(err.Error(), "disk full") {
 		t.Errorf("error %v", err)
 	}

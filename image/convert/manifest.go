@@ -6,29 +6,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"regexp"
-	"strconv"
 
-	"github.com/containerd/containerd/v2/core/images"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/overlaybd-go/overlaybd/image/spec"
 )
-
-// Annotations of a block layer's descriptor, which containerd hands to the
-// snapshotter as labels. Durable.
-const (
-	AnnotationDigest  = "containerd.io/snapshot/overlaybd/blob-digest"
-	AnnotationSize    = "containerd.io/snapshot/overlaybd/blob-size" // decimal bytes
-	AnnotationFSType  = "containerd.io/snapshot/overlaybd/blob-fs-type"
-	AnnotationVersion = "containerd.io/snapshot/overlaybd/version"
-)
-
-// formatVersion is the value of AnnotationVersion. Durable.
-const formatVersion = "0.1.0"
 
 // A Layer is a layer to be rebuilt.
 type Layer struct {
@@ -60,42 +45,38 @@ type Image struct {
 }
 
 // manifest converts one image.
-func (w *walk) manifest(ctx context.Context, desc ocispec.Descriptor) (ocispec.Descriptor, error) {
+func (w *walk) manifest(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
 	img, err := w.open(ctx, desc)
 	if err != nil {
-		return desc, fmt.Errorf("read image %s: %w", desc.Digest, err)
+		return nil, fmt.Errorf("read image %s: %w", desc.Digest, err)
 	}
 	if w.Platform != nil && !w.Platform.Match(img.Platform) {
-		return desc, w.refuse(img.Platform)
+		return nil, w.refuse(img.Platform)
 	}
-	if w.Memory == nil {
-		return w.rebuild(ctx, img)
+	made := make([]ocispec.Descriptor, len(w.Outputs))
+	var missing []int
+	for i := range w.Outputs {
+		was, ok, err := w.Outputs[i].recall(ctx, desc)
+		if err != nil {
+			return nil, err
+		}
+		if made[i] = was; !ok {
+			missing = append(missing, i)
+		}
 	}
-	if was, ok, err := w.Memory.Recall(ctx, desc); ok || err != nil {
-		was.ArtifactType = w.ArtifactType
-		return was, err
+	if len(missing) == 0 {
+		return made, nil
 	}
-	converted, err := w.rebuild(ctx, img)
-	if err == nil {
-		err = w.Memory.Remember(ctx, desc, converted)
-	}
-	return converted, err
-}
-
-// rebuild has the layers rebuilt, and writes the documents that name them.
-func (w *walk) rebuild(ctx context.Context, img document) (ocispec.Descriptor, error) {
-	layers, err := w.Builder.Build(ctx, img.Image)
+	layers, err := w.Builder.Build(ctx, img.Image, missing)
 	if err != nil {
-		return img.Source, err
+		return nil, err
 	}
-	diffIDs := make([]digest.Digest, len(layers))
-	for i, l := range layers {
-		// A layer's blob is not compressed as far as image tools can see, so
-		// it is its own diff.
-		diffIDs[i] = l.Digest
-		layers[i] = w.annotate(l, img.Source.MediaType)
+	for n, i := range missing {
+		if made[i], err = w.Outputs[i].image(ctx, img, layers[n]); err != nil {
+			return nil, err
+		}
 	}
-	return w.rewrite(ctx, img, layers, diffIDs)
+	return made, nil
 }
 
 // A document is the text of a manifest with its config.
@@ -163,64 +144,4 @@ func layersOf(m ocispec.Manifest, diffIDs []digest.Digest, p ocispec.Platform) (
 		}
 	}
 	return layers, nil
-}
-
-// annotate completes the descriptor of a packed layer.
-func (w *walk) annotate(l ocispec.Descriptor, manifestType string) ocispec.Descriptor {
-	l.MediaType = ocispec.MediaTypeImageLayer
-	if manifestType == images.MediaTypeDockerSchema2Manifest && !w.oci() {
-		l.MediaType = images.MediaTypeDockerSchema2Layer
-	}
-	extra := l.Annotations
-	l.Annotations = map[string]string{
-		AnnotationVersion: formatVersion,
-		AnnotationDigest:  l.Digest.String(),
-		AnnotationSize:    strconv.FormatInt(l.Size, 10),
-	}
-	if w.FSType != "" {
-		l.Annotations[AnnotationFSType] = w.FSType
-	}
-	maps.Copy(l.Annotations, extra)
-	return l
-}
-
-// rewrite stores the config and the manifest that name the new layers.
-func (w *walk) rewrite(ctx context.Context, img document, layers []ocispec.Descriptor, diffIDs []digest.Digest) (ocispec.Descriptor, error) {
-	conf := editor{text: img.confText}
-	conf.set(diffIDs, "rootfs", "diff_ids")
-	if len(layers) < len(img.Layers) {
-		conf.flattenHistory()
-	}
-	if conf.err != nil {
-		return img.Source, fmt.Errorf("edit config %s: %w", img.config.Digest, conf.err)
-	}
-	if w.oci() {
-		img.config.MediaType = OCIType(img.config.MediaType)
-	}
-	config, err := w.write(ctx, img.config, conf.text, nil)
-	if err != nil {
-		return img.Source, err
-	}
-	e := editor{text: img.text}
-	e.set(config, "config")
-	e.set(layers, "layers")
-	return w.finish(ctx, img.Source, e, "manifest", append([]ocispec.Descriptor{config}, layers...))
-}
-
-// oci reports whether every media type is to be OCI's. Docker's manifests have
-// no room for what a referrer says.
-func (c *Converter) oci() bool { return c.OCI || c.ArtifactType != "" }
-
-// OCIType returns OCI's type of the documents that Docker calls mediaType, and
-// any other as it is.
-func OCIType(mediaType string) string {
-	switch mediaType {
-	case images.MediaTypeDockerSchema2ManifestList:
-		return ocispec.MediaTypeImageIndex
-	case images.MediaTypeDockerSchema2Manifest:
-		return ocispec.MediaTypeImageManifest
-	case images.MediaTypeDockerSchema2Config:
-		return ocispec.MediaTypeImageConfig
-	}
-	return mediaType
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -14,18 +13,18 @@ import (
 // the CPUs or the line busy, the second fills the gaps of the first.
 const maxPacking = 2
 
-// A Pack stores the blob of an applied layer, and returns its digest and size.
-type Pack func(ctx context.Context) (ocispec.Descriptor, error)
+// A Pack stores what an applied layer has become, and returns it.
+type Pack[T any] func(ctx context.Context) (T, error)
 
 // InOrder calls apply for each layer, bottom first, and packs it while the
-// next is applied. It returns the blobs in the order of the layers. Of several
-// errors it returns the first: the others follow from it.
-func InOrder(ctx context.Context, layers []Layer, apply func(context.Context, Layer) (Pack, error)) ([]ocispec.Descriptor, error) {
+// next is applied. It returns what was packed in the order of the layers. Of
+// several errors it returns the first: the others follow from it.
+func InOrder[T any](ctx context.Context, layers []Layer, apply func(context.Context, Layer) (Pack[T], error)) ([]T, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	packing, ctx := errgroup.WithContext(ctx)
 	packing.SetLimit(maxPacking)
-	blobs := make([]ocispec.Descriptor, len(layers))
+	packed := make([]T, len(layers))
 	var failed bool
 	for i, l := range layers {
 		pack, err := apply(ctx, l)
@@ -34,7 +33,7 @@ func InOrder(ctx context.Context, layers []Layer, apply func(context.Context, La
 			break
 		}
 		packing.Go(func() (err error) {
-			if blobs[i], err = pack(ctx); err != nil {
+			if packed[i], err = pack(ctx); err != nil {
 				return fmt.Errorf("pack layer %s: %w", l.Source.Digest, err)
 			}
 			return nil
@@ -43,5 +42,5 @@ func InOrder(ctx context.Context, layers []Layer, apply func(context.Context, La
 	if err := packing.Wait(); err != nil || failed {
 		return nil, context.Cause(ctx)
 	}
-	return blobs, nil
+	return packed, nil
 }

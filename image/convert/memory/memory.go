@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
@@ -40,8 +41,12 @@ type Options struct {
 	Host string // of the registry, with the port if there is one
 	Repo string // path of the repository
 
-	Layers    dedup.Tag // what besides the source determines a layer's bytes
-	Manifests dedup.Tag // and those of a manifest
+	// Layers returns what besides the source's layers, uncompressed, determines
+	// the bytes of a layer.
+	Layers func(l convert.Layer) dedup.Tag
+
+	// Manifests is what besides the source determines those of a manifest.
+	Manifests dedup.Tag
 
 	// MediaType returns what a manifest's type becomes.
 	MediaType func(source string) string
@@ -68,7 +73,7 @@ var (
 func New(db *dedup.DB, repo Repository, opts Options) *Memory { return &Memory{db, repo, opts} }
 
 func (m *Memory) layer(l convert.Layer) dedup.LayerKey {
-	return dedup.LayerKey{Host: m.opts.Host, Repo: m.opts.Repo, ChainID: l.ChainID, Tag: m.opts.Layers}
+	return dedup.LayerKey{Host: m.opts.Host, Repo: m.opts.Repo, ChainID: l.ChainID, Tag: m.opts.Layers(l)}
 }
 
 // Find returns what the layer has become, if the repository has it or may
@@ -177,7 +182,8 @@ func (m *Memory) Recall(ctx context.Context, source ocispec.Descriptor) (ocispec
 	return source, false, ctx.Err()
 }
 
-// complete reports whether the repository has a manifest and its blobs.
+// complete reports whether the repository has a manifest and its blobs, and
+// the layers that turbo layers map into.
 func (m *Memory) complete(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
 	if ok, err := m.repo.Has(ctx, desc); !ok || err != nil {
 		return false, err
@@ -190,12 +196,23 @@ func (m *Memory) complete(ctx context.Context, desc ocispec.Descriptor) (bool, e
 	if json.Unmarshal(text, &manifest) != nil {
 		return false, nil //nolint:nilerr // it is there, but not what was noted
 	}
-	for _, d := range append(manifest.Layers, manifest.Config) {
+	for _, d := range blobsOf(manifest) {
 		if ok, err := m.repo.Has(ctx, d); !ok || err != nil {
 			return false, err
 		}
 	}
 	return true, nil
+}
+
+// blobsOf returns all that a converted manifest needs.
+func blobsOf(m ocispec.Manifest) []ocispec.Descriptor {
+	all := append(m.Layers, m.Config)
+	for _, l := range m.Layers {
+		if target, ok := l.Annotations[convert.AnnotationTarget]; ok {
+			all = append(all, ocispec.Descriptor{Digest: digest.Digest(target)})
+		}
+	}
+	return all
 }
 
 // Remember notes what a manifest has become.

@@ -80,7 +80,7 @@ func newSite(t *testing.T) *site {
 
 func (s *site) memory(r repo) *memory.Memory {
 	return memory.New(s.db, r, memory.Options{
-		Host: "h", Repo: r.name, Layers: dedup.NewTag(1, nil), Manifests: dedup.NewTag(1, nil),
+		Host: "h", Repo: r.name, Layers: func(convert.Layer) dedup.Tag { return dedup.NewTag(1, nil) }, Manifests: dedup.NewTag(1, nil),
 		MediaType: convert.OCIType, Log: slog.New(slog.NewTextHandler(&s.log, nil)),
 		Document: func(_ context.Context, desc ocispec.Descriptor) ([]byte, error) {
 			return r.registry[r.name][desc.Digest], nil

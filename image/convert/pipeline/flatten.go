@@ -20,35 +20,35 @@ import (
 )
 
 // flatten applies all layers and stores what they amount to.
-func (j *job) flatten(ctx context.Context) (_ []ocispec.Descriptor, err error) {
-	dir, err := os.MkdirTemp(j.opts.Dir, "layers-")
+func (t *track) flatten(ctx context.Context) (_ []convert.Packed, err error) {
+	dir, err := os.MkdirTemp(t.opts.Dir, "layers-")
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	for _, l := range j.img.Layers {
-		if err := j.applyRaw(ctx, l, filepath.Join(dir, fmt.Sprintf("%d.lsmt", l.Index))); err != nil {
+	for _, l := range t.img.Layers {
+		if err := t.applyRaw(ctx, l, filepath.Join(dir, fmt.Sprintf("%d.lsmt", l.Index))); err != nil {
 			return nil, fmt.Errorf("apply layer %s: %w", l.Source.Digest, err)
 		}
 	}
-	desc, err := j.packAll(ctx)
+	desc, err := t.packMerged(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("pack the layers of image %s: %w", j.img.Source.Digest, err)
+		return nil, fmt.Errorf("pack the layers of image %s: %w", t.img.Source.Digest, err)
 	}
-	return []ocispec.Descriptor{desc}, nil
+	return []convert.Packed{{Descriptor: desc}}, nil
 }
 
 // applyRaw puts a layer on top that is not compressed, since it will be read
 // once more and is not stored.
-func (j *job) applyRaw(ctx context.Context, l convert.Layer, name string) error {
+func (t *track) applyRaw(ctx context.Context, l convert.Layer, name string) error {
 	f, err := os.Create(name)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	buf := bufio.NewWriterSize(f, 1<<20)
-	err = j.unpack(ctx, l, func(r io.Reader) error {
-		return j.chain.Build(ctx, buf, r, build.Layer{DiffID: l.DiffID})
+	err = t.unpack(ctx, l, func(r io.Reader) error {
+		return t.chain.Build(ctx, buf, r, build.Layer{DiffID: l.DiffID})
 	})
 	if err != nil {
 		return err
@@ -60,23 +60,23 @@ func (j *job) applyRaw(ctx context.Context, l convert.Layer, name string) error 
 	if err != nil {
 		return err
 	}
-	if err := j.chain.Push(ctx, blob, name); err != nil {
+	if err := t.chain.Push(ctx, blob, name); err != nil {
 		return errors.Join(err, blob.Close())
 	}
 	return nil
 }
 
-// packAll stores all layers as one, which goes by the name of the topmost.
-func (j *job) packAll(ctx context.Context) (desc ocispec.Descriptor, err error) {
-	top := j.img.Layers[len(j.img.Layers)-1]
+// packMerged stores all layers as one, which goes by the name of the topmost.
+func (t *track) packMerged(ctx context.Context) (desc ocispec.Descriptor, err error) {
+	top := t.img.Layers[len(t.img.Layers)-1]
 	top.Parent = ""
-	j.report(Event{Layer: top, Stage: Packing})
+	t.report(Event{Layer: top, Stage: Packing})
 	b, err := convert.NewBlob(func(w io.Writer, names lsmt.CommitOptions) error {
-		return j.chain.Commit(ctx, w, names)
-	}, j.blobOptions(top))
+		return t.chain.Commit(ctx, w, names)
+	}, t.blobOptions(top))
 	if err != nil {
 		return desc, err
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
-	return j.upload(ctx, top, b)
+	return b.Descriptor(), t.upload(ctx, top, b)
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package pipeline rebuilds the layers of images in user space, from a source
-// to a target: download, decompress, apply, compress and upload are one stream
-// per layer, and layers follow each other closely.
+// to one or more targets: download, decompress, apply, compress and upload are
+// one stream per layer, and layers follow each other closely. Images of several
+// formats are built in lockstep, of one download of each layer.
 //
 //	layer n    download ▸ decompress ▸ apply ▸ compress │ upload
 //	layer n+1     download ahead                        │ ▸ decompress ▸ apply ▸ …
@@ -23,8 +24,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
-	"github.com/overlaybd-go/overlaybd/fetcher/file"
-	"github.com/overlaybd-go/overlaybd/image/build"
 	"github.com/overlaybd-go/overlaybd/image/convert"
 	"github.com/overlaybd-go/overlaybd/image/convert/store"
 	"github.com/overlaybd-go/overlaybd/image/zfile"
@@ -48,12 +47,27 @@ type Options struct {
 	// Compression of the blobs. Its workers are shared by all layers.
 	Compression zfile.Options
 
-	// Cache is asked for layers before they are built, unless it is nil.
-	Cache Cache
-
 	// Report, if not nil, is told how far each layer is. It is called by
 	// several goroutines, often, and must not block.
 	Report func(Event)
+}
+
+// An Output is one of the images that a Pipeline builds.
+type Output struct {
+	Format convert.Format
+	FSType string // of the file system: "ext4", or "erofs"
+	Target store.Target
+
+	// Cache is asked for layers before they are built, unless it is nil.
+	Cache Cache
+
+	// Foreign says that the target is another place than the source, so that
+	// turbo layers need the source's layers there.
+	Foreign bool
+
+	// Mount, if not nil, makes the target have a layer of the source without
+	// any transfer, or reports false.
+	Mount func(ctx context.Context, desc ocispec.Descriptor) (bool, error)
 }
 
 // A Cache knows layers that were converted before.
@@ -76,10 +90,13 @@ const (
 	Uploading              // Done and Total are bytes of the new blob
 	Finished               // Total is the size of the new blob
 	Reused                 // as Finished, and nothing was built
+	Copied                 // the source's layer, Total bytes, into the target
+	Mounted                // the same, without a transfer
 )
 
 // An Event says how far a layer is.
 type Event struct {
+	Output      int // by index
 	Layer       convert.Layer
 	Stage       Stage
 	Done, Total int64 // bytes
@@ -93,59 +110,58 @@ type Source interface {
 
 // A Pipeline rebuilds layers. It may be used by several goroutines.
 type Pipeline struct {
-	src  Source
-	dst  store.Target
-	opts Options
+	src     Source
+	opts    Options
+	outputs []Output
 }
 
 var _ convert.Builder = (*Pipeline)(nil)
 
-// New returns a Pipeline from src to dst.
-func New(src Source, dst store.Target, opts Options) *Pipeline {
+// New returns a Pipeline from src to the outputs.
+func New(src Source, opts Options, outputs ...Output) *Pipeline {
 	if opts.Compression.Workers <= 0 {
 		opts.Compression.Workers = runtime.GOMAXPROCS(0)
 	}
-	return &Pipeline{src: src, dst: dst, opts: opts}
+	return &Pipeline{src: src, opts: opts, outputs: outputs}
 }
 
-// Build rebuilds the layers of an image.
-func (p *Pipeline) Build(ctx context.Context, img convert.Image) (blobs []ocispec.Descriptor, err error) {
+// Build rebuilds the layers of an image, for outputs by their index.
+func (p *Pipeline) Build(ctx context.Context, img convert.Image, outputs []int) (built [][]convert.Packed, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	j := &job{Pipeline: p, img: img, chain: build.New(build.Options{Dir: p.opts.Dir, VirtualSize: p.opts.VirtualSize})}
+	j := &job{Pipeline: p, img: img}
+	for _, id := range outputs {
+		j.tracks = append(j.tracks, j.newTrack(id))
+	}
 	defer func() {
 		cancel(nil) // before the downloads ahead are waited for
 		err = errors.Join(err, j.close())
 	}()
-	var base []ocispec.Descriptor
-	if p.opts.BaseLayer != "" {
-		if base, err = j.base(ctx); err != nil {
+	built = make([][]convert.Packed, len(outputs))
+	for i, t := range j.tracks {
+		if p.opts.BaseLayer == "" {
+			break
+		}
+		if built[i], err = t.base(ctx); err != nil {
 			return nil, fmt.Errorf("base layer %s: %w", p.opts.BaseLayer, err)
 		}
 	}
 	if p.opts.Flatten {
 		return j.flatten(ctx)
 	}
-	blobs, err = convert.InOrder(ctx, img.Layers, j.apply)
-	return append(base, blobs...), err
+	layers, err := convert.InOrder(ctx, img.Layers, j.apply)
+	for _, packed := range layers {
+		for i, l := range packed {
+			built[i] = append(built[i], l)
+		}
+	}
+	return built, err
 }
 
-// base puts the base layer at the bottom, and in the target unless it is
-// merged with others.
-func (j *job) base(ctx context.Context) ([]ocispec.Descriptor, error) {
-	layer, err := file.Open(j.opts.BaseLayer)
-	if err != nil {
-		return nil, err
+// flatten builds one layer of all. Turbo layers have a target each.
+func (j *job) flatten(ctx context.Context) ([][]convert.Packed, error) {
+	if len(j.tracks) != 1 || j.tracks[0].Format != convert.Native {
+		return nil, fmt.Errorf("only native layers can be merged: %w", errors.ErrUnsupported)
 	}
-	if err := j.chain.Push(ctx, layer, j.opts.BaseLayer); err != nil {
-		return nil, errors.Join(err, layer.Close())
-	}
-	if j.opts.Flatten {
-		return nil, nil
-	}
-	b, err := convert.WrapFile(j.opts.BaseLayer, j.opts.Dir)
-	if err != nil {
-		return nil, err
-	}
-	defer b.Close() //nolint:errcheck // it is only read
-	return []ocispec.Descriptor{b.Descriptor()}, j.dst.PushBlob(ctx, b.Descriptor(), b)
+	merged, err := j.tracks[0].flatten(ctx)
+	return [][]convert.Packed{merged}, err
 }

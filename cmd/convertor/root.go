@@ -72,19 +72,27 @@ An image is named as one of
   oci:DIR[:TAG]                  in an OCI image layout
   oci-archive:FILE[:TAG]         in a tar of such a layout
   docker-archive:FILE[:NAME]     in what docker save writes; to read only
-and is read from --source and written to --target. -r with -i and -o is the
-short form for two tags of one repository.
+and is read from --source and written to --target, as a native image, which has
+all its blocks in layers of its own, or to --turbo-target, as a turbo image. Its
+layers are small: they map into the layers of the source, which they need in
+the same repository, and are brought there if need be. Both may be written in
+one run. -r with -i, -o and --turboOCI is the short form for tags of one
+repository; --attach writes a turbo image that needs no name, as nodes find it by
+that of the source.
 
 Credentials are those of -u, or else of docker login. Layers that were
-converted before are found again with --db-str. If anything fails, the target
-has no new name.
+converted before are found again with --db-str. If anything fails, no target
+has a new name.
 
 Exit status: 0 on success, 1 on failure, 2 if the command line is wrong, 130
 if interrupted.`,
 		Example: `  convertor -r registry.example/python -i 3.13 -o 3.13-block
   convertor --source docker.io/library/redis:7 --target localhost:5000/redis:block --plain
   convertor --source oci:./image --target oci-archive:block.tar --platform linux/amd64
-  convertor -r registry.example/app -i v1 -o v1-block --db-str /var/lib/convertor.db`,
+  convertor -r registry.example/app -i v1 -o v1-block --db-str /var/lib/convertor.db
+  convertor -r registry.example/app -i v1 -o v1-block --turboOCI v1-turbo --fstype erofs
+  convertor --source registry.example/app:v1 --attach
+  convertor --source docker.io/library/redis:7 --turbo-target localhost:5000/redis:turbo --plain`,
 		Args:          cobra.NoArgs,
 		Version:       version,
 		SilenceErrors: true,

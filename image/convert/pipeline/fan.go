@@ -39,10 +39,14 @@ func fan(ctx context.Context, r io.Reader, readers []reader) error {
 			_ = in.CloseWithError(err) // it returns none
 		})
 	}
-	_, err := io.CopyBuffer(io.MultiWriter(pipes...), r, make([]byte, pieceSize))
-	for _, end := range ends {
-		_ = end.CloseWithError(err) // nil stands for the end of the stream; it returns none
+	end := func(err error) {
+		for _, w := range ends {
+			_ = w.CloseWithError(err) // nil stands for the end of the stream; it returns none
+		}
 	}
+	defer context.AfterFunc(ctx, func() { end(context.Cause(ctx)) })()
+	_, err := io.CopyBuffer(io.MultiWriter(pipes...), r, make([]byte, pieceSize))
+	end(err)
 	running.Wait()
 	if failed.Load() {
 		return context.Cause(ctx)

@@ -87,7 +87,7 @@ func NewTurboBlob(write TurboWriter, opts TurboOptions) (_ *Blob, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer index.Close() //nolint:errcheck // what matters of it has been copied
+	defer index.Close()
 	if b.meta, err = newMeta(write, index, opts); err != nil {
 		return nil, err
 	}

@@ -211,8 +211,9 @@ func FuzzReadMeta(f *testing.F) {
 	for _, c := range []string{"", "gzip", "zstd"} {
 		f.Add(bytesOf(f, turboBlob(f, "metadata", "index", c)))
 	}
+	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, text []byte) {
-		m, err := convert.ReadMeta(bytes.NewReader(text), digest.FromBytes(text), "ext4", t.TempDir())
+		m, err := convert.ReadMeta(bytes.NewReader(text), digest.FromBytes(text), "ext4", dir)
 		if err != nil {
 			return
 		}

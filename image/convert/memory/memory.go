@@ -31,6 +31,8 @@ const maxMounts = 5
 // A Repository is where conversions are written to. Package remote implements
 // it.
 type Repository interface {
+	// Has reports whether the repository has the blob or document. A size of
+	// zero is not known.
 	Has(ctx context.Context, desc ocispec.Descriptor) (bool, error)
 	Mount(ctx context.Context, desc ocispec.Descriptor, from string) (bool, error)
 	Blob(ctx context.Context, desc ocispec.Descriptor) (fetcher.Blob, error)

@@ -33,7 +33,7 @@ type repo struct {
 
 func (r repo) Has(_ context.Context, desc ocispec.Descriptor) (bool, error) {
 	text, ok := r.registry[r.name][desc.Digest]
-	return ok && int64(len(text)) == desc.Size, r.err
+	return ok && (desc.Size == 0 || int64(len(text)) == desc.Size), r.err
 }
 
 func (r repo) Mount(_ context.Context, desc ocispec.Descriptor, from string) (bool, error) {
@@ -214,5 +214,29 @@ func TestManifests(t *testing.T) {
 	a.add("blob")
 	if _, ok, err := m.Recall(t.Context(), source); ok || err != nil {
 		t.Errorf("recalled by a row that was to be deleted: %v, %v", ok, err)
+	}
+}
+
+// TestTurboManifests: a turbo image without a layer of its source is of no use.
+func TestTurboManifests(t *testing.T) {
+	s := newSite(t)
+	a := repo{registry: s.reg, name: "a"}
+	blob, config, target := a.add("blob"), a.add("config"), a.add("target")
+	blob.Annotations = map[string]string{convert.AnnotationTarget: target.Digest.String()}
+	text, err := json.Marshal(ocispec.Manifest{Config: config, Layers: []ocispec.Descriptor{blob}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	source := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("source"), Size: 6}
+	m := s.memory(a)
+	if err := m.Remember(t.Context(), source, a.add(string(text))); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok, err := m.Recall(t.Context(), source); !ok || err != nil {
+		t.Errorf("recalled %v, %v", ok, err)
+	}
+	delete(s.reg["a"], target.Digest)
+	if _, ok, err := m.Recall(t.Context(), source); ok || err != nil {
+		t.Errorf("recalled without its target: %v, %v", ok, err)
 	}
 }

@@ -38,7 +38,7 @@ func (turbo) found(ctx context.Context, t *track, l convert.Layer, desc ocispec.
 	if err != nil {
 		return convert.Packed{}, err
 	}
-	defer stream.Close() //nolint:errcheck // its digest is known
+	defer stream.Close()
 	m, err := convert.ReadMeta(stream, desc.Digest, t.FSType, t.opts.Dir)
 	if err != nil {
 		return convert.Packed{}, err

@@ -136,40 +136,60 @@ func openLayout(t *testing.T, dir, name string) *layout.Reader {
 	return r
 }
 
+// fetch writes the blob desc to a file and returns its name.
+func fetch(t *testing.T, src store.Source, desc ocispec.Descriptor) string {
+	t.Helper()
+	r, err := src.Open(t.Context(), desc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(t.TempDir(), desc.Digest.Encoded())
+	text, err := io.ReadAll(r)
+	if err := errors.Join(err, r.Close(), os.WriteFile(name, text, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if digest.FromBytes(text) != desc.Digest || int64(len(text)) != desc.Size {
+		t.Errorf("blob %s is something else", desc.Digest)
+	}
+	return name
+}
+
+func openFile(t *testing.T, name string) *file.Blob {
+	t.Helper()
+	b, err := file.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// openBlock opens a layer of a block image.
+func openBlock(t *testing.T, src store.Source, l ocispec.Descriptor) *lsmt.Layer {
+	t.Helper()
+	if l.Annotations[convert.AnnotationTarget] != "" {
+		return openTurbo(t, src, l)
+	}
+	name := fetch(t, src, l)
+	layer, err := image.OpenLayer(t.Context(), openFile(t, name), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return layer
+}
+
 // disk writes the disk of the manifest to a sparse file and returns its name.
 func disk(t *testing.T, src store.Source, m ocispec.Manifest) string {
 	t.Helper()
-	dir := t.TempDir()
 	var layers []*lsmt.Layer
 	for _, l := range m.Layers {
-		name := filepath.Join(dir, l.Digest.Encoded())
-		r, err := src.Open(t.Context(), l)
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, err := io.ReadAll(r)
-		if err := errors.Join(err, r.Close(), os.WriteFile(name, text, 0o600)); err != nil {
-			t.Fatal(err)
-		}
-		if digest.FromBytes(text) != l.Digest || int64(len(text)) != l.Size {
-			t.Errorf("layer %s is something else", l.Digest)
-		}
-		blob, err := file.Open(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		layer, err := image.OpenLayer(t.Context(), blob, name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		layers = append(layers, layer)
+		layers = append(layers, openBlock(t, src, l))
 	}
 	stack, err := lsmt.Merge(layers)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer stack.Close()
-	name := filepath.Join(dir, "disk")
+	name := filepath.Join(t.TempDir(), "disk")
 	f, err := os.Create(name)
 	if err != nil {
 		t.Fatal(err)
@@ -196,10 +216,10 @@ func checkDisk(t *testing.T, name string) {
 	if out, err := exec.CommandContext(t.Context(), need.Command(t, "e2fsck"), "-fn", name).CombinedOutput(); err != nil {
 		t.Errorf("e2fsck: %v\n%s", err, out)
 	}
-	for path, want := range map[string]string{"/etc/b": "two\n", "/c": "three\n", "/etc/a": ""} {
+	for path, want := range map[string]string{"/etc/b": "two\n", "/c": "three\n", "/etc/a": "", "/etc/big": strings.Repeat("0123456789abcdef", 1<<16)} {
 		out, err := exec.CommandContext(t.Context(), need.Command(t, "debugfs"), "-R", "cat "+path, name).Output()
 		if err != nil || string(out) != want {
-			t.Errorf("%s is %q, %v; want %q", path, out, err, want)
+			t.Errorf("%s is %.100q, %v; want %.100q", path, out, err, want)
 		}
 	}
 }

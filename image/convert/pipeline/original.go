@@ -59,12 +59,12 @@ func (o *original) keep(_ context.Context, r io.Reader) error {
 	return err
 }
 
-// store stores the content, and gives it up.
+// store stores the content, and gives up its room on the disk.
 func (o *original) store(ctx context.Context) error {
 	desc := ocispec.Descriptor{MediaType: o.layer.Source.MediaType, Digest: o.layer.Source.Digest, Size: o.layer.Source.Size}
 	if err := o.Target.PushBlob(ctx, desc, o.f); err != nil {
 		return err
 	}
 	o.report(Event{Layer: o.layer, Stage: Copied, Done: desc.Size, Total: desc.Size, Blob: desc})
-	return o.f.Close()
+	return o.f.Truncate(0)
 }

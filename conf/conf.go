@@ -25,21 +25,21 @@ const DefaultPath = "/etc/overlaybd-snapshotter/config.toml"
 // sample is under 8 KiB.
 const maxFile = 1 << 20
 
-// Config is the whole file. Keys at the top belong to the snapshotter; log and
-// metrics to both daemons; the other sections to blockd.
+// Config is the whole file. Keys at the top and turbo belong to the snapshotter;
+// log, metrics and registry to both daemons; the other sections to blockd.
 type Config struct {
-	Root             string   `toml:"root"`
-	Address          string   `toml:"address"`
-	RWMode           string   `toml:"rw_mode"`        // overlayfs, dir, dev
-	WritableLayer    string   `toml:"writable_layer"` // append, sparse
-	DefaultFS        string   `toml:"default_fs"`     // fs[;mountopts[;mkfsopts]]
-	TurboFS          []string `toml:"turbo_fs"`
-	AutoRemoveDevice bool     `toml:"auto_remove_device"`
-	AsyncRemove      bool     `toml:"async_remove"`
-	Runtime          string   `toml:"runtime"`      // containerd, docker
-	RootfsQuota      Size     `toml:"rootfs_quota"` // 0: none
-	Tenant           int      `toml:"tenant"`       // -1 or 0: none
+	Root             string `toml:"root"`
+	Address          string `toml:"address"`
+	RWMode           string `toml:"rw_mode"`        // overlayfs, dir, dev
+	WritableLayer    string `toml:"writable_layer"` // append, sparse
+	DefaultFS        string `toml:"default_fs"`     // fs[;mountopts[;mkfsopts]]
+	AutoRemoveDevice bool   `toml:"auto_remove_device"`
+	AsyncRemove      bool   `toml:"async_remove"`
+	Runtime          string `toml:"runtime"`      // containerd, docker
+	RootfsQuota      Size   `toml:"rootfs_quota"` // 0: none
+	Tenant           int    `toml:"tenant"`       // -1 or 0: none
 
+	Turbo    Turbo    `toml:"turbo"`
 	Log      Log      `toml:"log"`
 	Metrics  Metrics  `toml:"metrics"`
 	Blockd   Blockd   `toml:"blockd"`
@@ -52,6 +52,14 @@ type Config struct {
 	Ublk     Ublk     `toml:"ublk"`
 	Fuse     Fuse     `toml:"fuse"`
 	Sources  []Source `toml:"source"` // [[source]], in the order in which they are tried
+}
+
+// Turbo is how images that were not converted are read lazily.
+type Turbo struct {
+	FS         []string `toml:"fs"` // erofs, ext4; best first
+	Auto       bool     `toml:"auto"`
+	Timeout    Duration `toml:"timeout"`
+	Containerd string   `toml:"containerd"` // socket
 }
 
 // Log says what is logged, and how.
@@ -149,10 +157,14 @@ func Default() *Config {
 		RWMode:        "overlayfs",
 		WritableLayer: "append",
 		DefaultFS:     "ext4",
-		TurboFS:       []string{"erofs", "ext4"},
 		Runtime:       "containerd",
 		Tenant:        -1,
-		Log:           Log{Level: "info", Format: "auto"},
+		Turbo: Turbo{
+			FS:         []string{"erofs", "ext4"}, // the reference's
+			Timeout:    Duration(10 * time.Second),
+			Containerd: "/run/containerd/containerd.sock",
+		},
+		Log: Log{Level: "info", Format: "auto"},
 		Blockd: Blockd{
 			Start:    true,
 			Address:  "/run/overlaybd-blockd/blockd.sock",

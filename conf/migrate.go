@@ -69,7 +69,7 @@ func Migrate(r io.Reader) (cfg *Config, warnings []string, err error) {
 		}
 	}
 	if len(old.TurboFsType) > 0 {
-		cfg.TurboFS = complete(old.TurboFsType)
+		cfg.Turbo.FS = complete(old.TurboFsType)
 	}
 	if cfg.RootfsQuota, err = parseQuota(old.RootfsQuota); err != nil {
 		return nil, nil, fmt.Errorf("rootfsQuota: %w", err)

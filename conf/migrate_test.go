@@ -35,7 +35,7 @@ func TestMigrate(t *testing.T) {
 	want.Log.Level = "warn"
 	want.RWMode, want.Runtime, want.WritableLayer = "dev", "docker", "sparse"
 	want.AutoRemoveDevice, want.AsyncRemove = true, true
-	want.DefaultFS, want.TurboFS = "xfs;;-f", []string{"erofs", "ext4"}
+	want.DefaultFS, want.Turbo.FS = "xfs;;-f", []string{"erofs", "ext4"}
 	want.Registry.PlainHTTP = []string{"localhost:5000"}
 	want.RootfsQuota, want.Tenant = 20<<30, 5
 	want.Metrics.SnapshotterAddress = ":9000"

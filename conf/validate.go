@@ -45,6 +45,7 @@ func (p *problems) check(ok bool, key, format string, args ...any) {
 func (c *Config) Validate() error {
 	var p problems
 	c.validateSnapshotter(&p)
+	c.Turbo.validate(&p)
 	c.Log.validate(&p)
 	c.Metrics.validate(&p)
 	c.Blockd.validate(&p)
@@ -74,14 +75,19 @@ func (c *Config) validateSnapshotter(p *problems) {
 	fs, options, _ := strings.Cut(c.DefaultFS, ";")
 	p.check(fs != "" && strings.Trim(fs, "abcdefghijklmnopqrstuvwxyz0123456789") == "", "default_fs", "%q does not begin with the name of a file system", c.DefaultFS)
 	p.check(strings.Count(options, ";") <= 1, "default_fs", "%q has more than three parts", c.DefaultFS)
-	p.check(len(c.TurboFS) > 0, "turbo_fs", "is empty")
-	for i, fs := range c.TurboFS {
-		p.oneOf("turbo_fs", fs, "erofs", "ext4")
-		p.check(!slices.Contains(c.TurboFS[:i], fs), "turbo_fs", "%q is there twice", fs)
-	}
 	p.oneOf("runtime", c.Runtime, "containerd", "docker")
 	p.check(c.RootfsQuota >= 0, "rootfs_quota", "is negative")
 	p.check(c.Tenant >= -1, "tenant", "%d is neither -1 nor a number from 0", c.Tenant)
+}
+
+func (t *Turbo) validate(p *problems) {
+	p.check(len(t.FS) > 0, "turbo.fs", "is empty")
+	for i, fs := range t.FS {
+		p.oneOf("turbo.fs", fs, "erofs", "ext4")
+		p.check(!slices.Contains(t.FS[:i], fs), "turbo.fs", "%q is there twice", fs)
+	}
+	p.check(t.Timeout > 0, "turbo.timeout", "is not positive")
+	p.socket("turbo.containerd", t.Containerd)
 }
 
 func (l *Log) validate(p *problems) {

@@ -17,8 +17,9 @@ import (
 func other() *conf.Config {
 	return &conf.Config{
 		Root: "/r", Address: "/run/a.sock", RWMode: "dir", WritableLayer: "sparse",
-		DefaultFS: "xfs;nouuid;-f", TurboFS: []string{"ext4"},
+		DefaultFS:        "xfs;nouuid;-f",
 		AutoRemoveDevice: true, AsyncRemove: true, Runtime: "docker", RootfsQuota: 20 << 30, Tenant: 3,
+		Turbo:   conf.Turbo{FS: []string{"ext4"}, Auto: true, Timeout: conf.Duration(time.Second), Containerd: "/run/c.sock"},
 		Log:     conf.Log{Level: "debug", Format: "json"},
 		Metrics: conf.Metrics{SnapshotterAddress: "127.0.0.1:9863", BlockdAddress: "/run/m.sock", Pprof: true},
 		Blockd: conf.Blockd{
@@ -63,7 +64,7 @@ func TestValidate(t *testing.T) {
 		keys   []string // that begin the lines of the error
 	}{
 		{"zero", func(c *conf.Config) { *c = conf.Config{} }, []string{
-			"root", "address", "rw_mode", "writable_layer", "default_fs", "turbo_fs", "runtime",
+			"root", "address", "rw_mode", "writable_layer", "default_fs", "runtime", "turbo.fs", "turbo.timeout", "turbo.containerd",
 			"log.level", "log.format", "blockd.address", "blockd.state_dir", "blockd.exporter",
 			"cache.dir", "cache.block_size", "cache.extent_size", "cache.max_extent", "cache.fetch_timeout",
 			"loader.whole_file", "loader.part_of_file",
@@ -77,7 +78,7 @@ func TestValidate(t *testing.T) {
 		{"shared socket", func(c *conf.Config) { c.Blockd.Address = c.Address }, []string{"blockd.address"}},
 		{"fs of four parts", func(c *conf.Config) { c.DefaultFS = "ext4;a;b;c" }, []string{"default_fs"}},
 		{"fs with a path", func(c *conf.Config) { c.DefaultFS = "../ext4" }, []string{"default_fs"}},
-		{"turbo twice", func(c *conf.Config) { c.TurboFS = []string{"ext4", "btrfs", "ext4"} }, []string{"turbo_fs", "turbo_fs"}},
+		{"turbo twice", func(c *conf.Config) { c.Turbo.FS = []string{"ext4", "btrfs", "ext4"} }, []string{"turbo.fs", "turbo.fs"}},
 		{"tcmu beyond the kernel's", func(c *conf.Config) {
 			c.TCMU = conf.TCMU{QueueDepth: 1025, DataArea: 1 << 31, CommandTimeout: 1, DiskTimeout: conf.Duration(600 * time.Hour)}
 		}, []string{"tcmu.queue_depth", "tcmu.data_area", "tcmu.command_timeout", "tcmu.disk_timeout"}},

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -41,7 +40,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, opts []snaps
 		return err
 	}
 	id := st[0].id
-	labels := maps.Clone(base.Labels)
+	labels := keepLabels(base.Labels, st[0].info)
 	if st[0].info.Kind == snapshots.KindActive {
 		path, err := s.finishLayer(ctx, st)
 		if err != nil {
@@ -92,6 +91,9 @@ func (s *Snapshotter) committable(ctx context.Context, name, key, rebase string)
 // layers, and returns the file that holds its own. The path is empty if it is
 // no block snapshot.
 func (s *Snapshotter) finishLayer(ctx context.Context, st stack) (path string, err error) {
+	if isTurbo(st[0].info) {
+		return "", s.finishTurbo(st)
+	}
 	id := st[0].id
 	v, err := spec.Load(s.at.spec(id))
 	switch {

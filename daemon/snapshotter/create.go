@@ -38,7 +38,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 			return nil, err
 		}
 	}
-	if kind == snapshots.KindActive && unpacks(base) && isBlockLayer(base.Labels) && base.Labels[LabelDownload] != valueDownload {
+	if kind == snapshots.KindActive && unpacks(base) && staysRemote(base) {
 		return nil, s.createRemote(ctx, base)
 	}
 	err := s.createDir(ctx, base)
@@ -90,16 +90,27 @@ func (s *Snapshotter) createRemote(ctx context.Context, base snapshots.Info) err
 		_, err = storage.CommitActive(ctx, base.Name, name, snapshots.Usage{}, snapshots.WithLabels(labels))
 		return err
 	}, func() { removeFresh(dir) })
-	if errors.Is(err, errPlain) {
-		err = fmt.Errorf("%w, and a block layer cannot lie on one: %w", err, errdefs.ErrFailedPrecondition)
-	}
-	if err != nil {
+	if err = onPlain(err); err != nil {
 		return fmt.Errorf("create layer %s: %w", target, err)
 	}
 	if !found {
 		s.expect(l)
 	}
 	return fmt.Errorf("target snapshot %q: %w", target, errdefs.ErrAlreadyExists)
+}
+
+// staysRemote reports whether base is for a layer whose blob can stay where it
+// is. The small one of a TurboOCI layer is downloaded and unpacked.
+func staysRemote(base snapshots.Info) bool {
+	return isBlockLayer(base.Labels) && !isTurbo(base) && base.Labels[LabelDownload] != valueDownload
+}
+
+// onPlain explains errPlain where a block layer was to lie on something.
+func onPlain(err error) error {
+	if errors.Is(err, errPlain) {
+		return fmt.Errorf("%w, and a block layer cannot lie on one: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return err
 }
 
 // findTarget looks for the committed snapshot of layer target on parent, as
@@ -236,6 +247,8 @@ func (s *Snapshotter) createSpec(id string, below stack, base snapshots.Info) er
 	switch {
 	case base.Kind != snapshots.KindActive || base.Labels[LabelType] == valueImage:
 		return nil
+	case isTurbo(base):
+		return s.checkParent(below) // the spec needs what is unpacked
 	case unpacks(base) && isBlockLayer(base.Labels):
 		l, err := parseLayer(base.Labels, s.opts.PlainHTTP)
 		if err != nil {
@@ -243,7 +256,7 @@ func (s *Snapshotter) createSpec(id string, below stack, base snapshots.Info) er
 		}
 		v, err := s.compose(node{id, base}, below, l)
 		if err != nil {
-			return err
+			return onPlain(err)
 		}
 		return s.writeSpec(id, v)
 	case unpacks(base):
@@ -266,6 +279,15 @@ func (s *Snapshotter) createSpec(id string, below stack, base snapshots.Info) er
 		}
 	}
 	return s.saveSpec(id, v) // nothing else tells where its data are
+}
+
+// checkParent fails where no block layer can lie on below.
+func (s *Snapshotter) checkParent(below stack) error {
+	if len(below) == 0 {
+		return nil
+	}
+	_, err := s.volume(below)
+	return onPlain(err)
 }
 
 // markUnformatted notes that the device of id has no file system yet. Whoever

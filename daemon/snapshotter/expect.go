@@ -16,7 +16,7 @@ import (
 const expectTimeout = 5 * time.Second
 
 // expect has the block daemon told that a layer has come, for a container that
-// will probably start soon. Where it does not keep up, it will hear of the
+// will probably start soon; of one without a digest, only its repository. Where it does not keep up, it will hear of the
 // layer when that is attached.
 func (s *Snapshotter) expect(l spec.Lower) {
 	select {
@@ -42,5 +42,8 @@ func (s *Snapshotter) announce() {
 func (s *Snapshotter) announceOne(l spec.Lower) error {
 	ctx, cancel := context.WithTimeout(s.life, expectTimeout)
 	defer cancel()
+	if l.Digest == "" {
+		return s.opts.Block.Expect(ctx, l.RepoBlobURL)
+	}
 	return s.opts.Block.Expect(ctx, l.RepoBlobURL, blockapi.Blob{Digest: l.Digest, Size: l.Size})
 }

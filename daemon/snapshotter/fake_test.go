@@ -126,6 +126,9 @@ func (f *fakeBlock) content(v *spec.Volume) string {
 			}
 		}
 	}
+	if l.TargetDigest != "" {
+		return f.layers[l.TargetDigest]
+	}
 	return f.layers[l.Digest]
 }
 

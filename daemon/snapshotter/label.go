@@ -52,11 +52,22 @@ const (
 	// LabelRemote marks committed layers whose blob was not downloaded.
 	LabelRemote = "containerd.io/snapshot/remote"
 
+	// LabelConvert, with any value, has a layer converted on the node: its blob
+	// is kept as it is, and metadata beside it make a block layer of it.
+	LabelConvert = "containerd.io/snapshot/overlaybd/convert2turbo-oci"
+
+	// LabelTargetDigest and LabelTargetMediaType are those of the ordinary
+	// layer that a TurboOCI layer points into.
+	LabelTargetDigest    = "containerd.io/snapshot/overlaybd/turbo-oci/target-digest"
+	LabelTargetMediaType = "containerd.io/snapshot/overlaybd/turbo-oci/target-media-type"
+
 	// LabelType with the value "image" says that a snapshot is no rootfs.
 	LabelType = "containerd.io/snapshot/type"
 
-	labelTurboOCI     = "containerd.io/snapshot/overlaybd/turbo-oci/target-digest"
-	labelFastOCI      = "containerd.io/snapshot/overlaybd/fastoci/target-digest"
+	// What TurboOCI was called once.
+	labelOldTargetDigest    = "containerd.io/snapshot/overlaybd/fastoci/target-digest"
+	labelOldTargetMediaType = "containerd.io/snapshot/overlaybd/fastoci/target-media-type"
+
 	labelAcceleration = "containerd.io/snapshot/overlaybd/acceleration-layer"
 
 	// The values that are fixed.
@@ -92,12 +103,13 @@ func imageRef(labels map[string]string) string {
 func parseLayer(labels map[string]string, plain []string) (spec.Lower, error) {
 	l, err := parseBlob(labels, plain)
 	if err != nil {
-		return spec.Lower{}, fmt.Errorf("labels of the layer: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	if labels[labelTurboOCI] != "" || labels[labelFastOCI] != "" {
-		return spec.Lower{}, fmt.Errorf("TurboOCI layer %s: %w", l.Digest, errdefs.ErrNotImplemented)
+		return spec.Lower{}, badLabels(err)
 	}
 	return l, nil
+}
+
+func badLabels(err error) error {
+	return fmt.Errorf("labels of the layer: %w: %w", err, errdefs.ErrInvalidArgument)
 }
 
 func parseBlob(labels map[string]string, plain []string) (spec.Lower, error) {

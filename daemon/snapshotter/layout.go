@@ -39,6 +39,25 @@ func (l layout) imageRef(id string) string { return filepath.Join(l.dir(id), "im
 func (l layout) commit(id string) string { return filepath.Join(l.fs(id), "overlaybd.commit") }
 func (l layout) sealed(id string) string { return filepath.Join(l.fs(id), "overlaybd.sealed") }
 
+// meta is the metadata of a TurboOCI layer for a file system.
+func (l layout) meta(id, fs string) string { return filepath.Join(l.fs(id), fs+metaSuffix) }
+
+// gzipIndex and zstdIndex are the indexes of the layer that a TurboOCI layer
+// points into.
+func (l layout) gzipIndex(id string) string { return filepath.Join(l.fs(id), "gzip.meta") }
+func (l layout) zstdIndex(id string) string { return filepath.Join(l.fs(id), "zstd.meta") }
+
+// layerTar is an ordinary layer as it came, to be converted, and diffID holds
+// the digest of its content, if that is known.
+func (l layout) layerTar(id string) string { return filepath.Join(l.dir(id), "layer.tar") }
+func (l layout) diffID(id string) string   { return filepath.Join(l.dir(id), "layer.diff_id") }
+
+// temp is where a layer is converted.
+func (l layout) temp(id string) string { return filepath.Join(l.dir(id), "temp") }
+
+// onlyExt4 is made by the node's operator to have no EROFS.
+func (l layout) onlyExt4() string { return filepath.Join(string(l), ".TurboOCI_ext4") }
+
 // idOf returns the snapshot whose spec file is at path, if it is one of ours.
 func (l layout) idOf(path string) (id string, ok bool) {
 	rest, ours := strings.CutPrefix(path, l.snapshots()+"/")

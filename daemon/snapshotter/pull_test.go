@@ -169,15 +169,16 @@ func TestPullRefuses(t *testing.T) {
 	r := newRig(t, newFake(t))
 	r.prepare("plain", "")
 	r.commit("plain-1", "plain")
-	turbo := layerLabels("sha256:t", digest.FromString("t"), testRepo)
-	turbo["containerd.io/snapshot/overlaybd/turbo-oci/target-digest"] = digest.FromString("oci").String()
+	download := layerLabels("sha256:x", digest.FromString("x"), testRepo)
+	download[snapshotter.LabelDownload] = "download"
 	for _, tc := range []struct {
 		name, parent string
 		labels       map[string]string
 		want         error
 	}{
-		{"TurboOCI layer", "", turbo, errdefs.ErrNotImplemented},
 		{"block layer on a plain one", "plain-1", layerLabels("sha256:x", digest.FromString("x"), testRepo), errdefs.ErrFailedPrecondition},
+		{"block layer to download on a plain one", "plain-1", download, errdefs.ErrFailedPrecondition},
+		{"TurboOCI layer on a plain one", "plain-1", turboLabels("sha256:x", digest.FromString("x"), "gzip"), errdefs.ErrFailedPrecondition},
 		{"unknown parent", "none", layerLabels("sha256:x", digest.FromString("x"), testRepo), errdefs.ErrNotFound},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

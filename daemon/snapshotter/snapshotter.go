@@ -24,8 +24,7 @@
 //
 // # Not here yet
 //
-// TurboOCI layers are refused by parseLayer; the labels for recording a trace
-// and for a disk quota are ignored. Docker's init layers need no treatment of
+// The labels for recording a trace and for a disk quota are ignored. Docker's init layers need no treatment of
 // their own, being directories on a block image.
 package snapshotter
 
@@ -82,6 +81,7 @@ type Options struct {
 	RWMode        Mode          // for containers whose labels do not say; "" is ModeOverlay
 	WritableLayer WritableLayer // "" is Append
 	DefaultFS     string        // "type;mount options;mkfs arguments"; "" is ext4
+	TurboFS       []string      // file systems of TurboOCI layers, best first; nil is erofs, ext4
 
 	AutoRemoveDevice bool // detach an image's device with its last container
 	AsyncRemove      bool // leave to Cleanup what Remove can put off
@@ -151,6 +151,9 @@ func (o *Options) complete() error {
 	}
 	if o.DefaultFS == "" {
 		o.DefaultFS = "ext4"
+	}
+	if o.TurboFS == nil {
+		o.TurboFS = []string{"erofs", "ext4"}
 	}
 	_, err := blockmount.ParseFS(o.DefaultFS)
 	switch {

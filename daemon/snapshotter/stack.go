@@ -72,7 +72,11 @@ func (s *Snapshotter) volume(st stack) (*spec.Volume, error) {
 // ownLayer returns the layer that snapshot n adds to those below, and false if
 // it is not a block layer.
 func (s *Snapshotter) ownLayer(n node) (spec.Lower, bool, error) {
-	if unpacks(n.info) && isBlockLayer(n.info.Labels) {
+	switch {
+	case isTurbo(n.info):
+		l, err := parseTurbo(n.info.Labels, s.opts.PlainHTTP)
+		return l, true, err
+	case unpacks(n.info) && isBlockLayer(n.info.Labels):
 		l, err := parseLayer(n.info.Labels, s.opts.PlainHTTP)
 		return l, true, err
 	}
@@ -126,7 +130,7 @@ func (s *Snapshotter) isSealed(id string) bool {
 // the unpacked blob of a block layer, or what a client calls no rootfs.
 func isStaging(info snapshots.Info) bool {
 	return info.Kind == snapshots.KindActive &&
-		(unpacks(info) && isBlockLayer(info.Labels) || info.Labels[LabelType] == valueImage)
+		(isTurbo(info) || unpacks(info) && isBlockLayer(info.Labels) || info.Labels[LabelType] == valueImage)
 }
 
 // compose returns the spec of snapshot n, which puts layer l on those of the
@@ -143,11 +147,17 @@ func (s *Snapshotter) compose(n node, below stack, l spec.Lower) (*spec.Volume, 
 	if v.AccelerationLayer { // its trace is of no use to a longer stack
 		v.Lowers = v.Lowers[:len(v.Lowers)-1]
 	}
+	l.Dir = s.at.fs(n.id)
+	if l.TargetDigest != "" {
+		if err := s.findMeta(&l, n, v); err != nil {
+			return nil, fmt.Errorf("TurboOCI layer for %s: %w: %w", l.TargetDigest, err, errdefs.ErrFailedPrecondition)
+		}
+	}
 	if l.RepoBlobURL != "" && v.RepoBlobURL != l.RepoBlobURL {
 		nameRepository(v)
 		v.RepoBlobURL = l.RepoBlobURL
 	}
-	l.RepoBlobURL, l.Dir = "", s.at.fs(n.id)
+	l.RepoBlobURL = ""
 	v.Lowers = append(v.Lowers, l)
 	v.AccelerationLayer = n.info.Labels[labelAcceleration] == valueYes
 	v.Upper = spec.Upper{}
@@ -163,7 +173,7 @@ func (s *Snapshotter) compose(n node, below stack, l spec.Lower) (*spec.Volume, 
 // that of the topmost layer.
 func nameRepository(v *spec.Volume) {
 	for i := range v.Lowers {
-		if l := &v.Lowers[i]; l.Digest != "" && l.RepoBlobURL == "" {
+		if l := &v.Lowers[i]; (l.Digest != "" || l.TargetDigest != "") && l.RepoBlobURL == "" {
 			l.RepoBlobURL = v.RepoBlobURL
 		}
 	}

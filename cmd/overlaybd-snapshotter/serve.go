@@ -8,8 +8,11 @@ import (
 	"io"
 	"log/slog"
 
+	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/contrib/diffservice"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	"github.com/containerd/containerd/v2/core/content/proxy"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
@@ -51,7 +54,7 @@ func snapshotsService(cfg *conf.Config, childArgs []string, stderr io.Writer, lo
 			return err
 		}
 		defer func() { err = errors.Join(err, s.Close()) }()
-		if err := listen(ctx, cfg.Address, s, log, ready); err != nil {
+		if err := listen(ctx, cfg.Address, cfg.Turbo.Containerd, s, log, ready); err != nil {
 			return err
 		}
 		return s.ReleaseIdle(context.WithoutCancel(ctx))
@@ -66,6 +69,7 @@ func options(cfg *conf.Config, block *blockDaemon, log *slog.Logger) snapshotter
 		RWMode:           snapshotter.Mode(cfg.RWMode),
 		WritableLayer:    snapshotter.WritableLayer(cfg.WritableLayer),
 		DefaultFS:        cfg.DefaultFS,
+		TurboFS:          cfg.Turbo.FS,
 		AutoRemoveDevice: cfg.AutoRemoveDevice,
 		AsyncRemove:      cfg.AsyncRemove,
 		PlainHTTP:        cfg.Registry.PlainHTTP,
@@ -73,14 +77,20 @@ func options(cfg *conf.Config, block *blockDaemon, log *slog.Logger) snapshotter
 }
 
 // listen serves s on the socket address until ctx ends, and returns when the
-// calls under way have ended.
-func listen(ctx context.Context, address string, s *snapshotter.Snapshotter, log *slog.Logger, ready func()) error {
+// calls under way have ended. Its differ reads layers from the socket containerd.
+func listen(ctx context.Context, address, containerd string, s *snapshotter.Snapshotter, log *slog.Logger, ready func()) error {
 	l, err := daemon.ListenUnix(ctx, address)
 	if err != nil {
 		return err
 	}
+	layers, err := dialContent(containerd)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	defer layers.Close() //nolint:errcheck // nothing is under way any more
 	srv := grpc.NewServer()
 	snapshotsapi.RegisterSnapshotsServer(srv, snapshotservice.FromSnapshotter(s))
+	diffapi.RegisterDiffServer(srv, diffservice.FromApplierAndComparer(s.Applier(proxy.NewContentStore(layers)), nil))
 	healthapi.RegisterHealthServer(srv, health.NewServer())
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()

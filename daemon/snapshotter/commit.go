@@ -91,8 +91,11 @@ func (s *Snapshotter) committable(ctx context.Context, name, key, rebase string)
 // layers, and returns the file that holds its own. The path is empty if it is
 // no block snapshot.
 func (s *Snapshotter) finishLayer(ctx context.Context, st stack) (path string, err error) {
-	if isTurbo(st[0].info) {
+	switch {
+	case isTurbo(st[0].info):
 		return "", s.finishTurbo(st)
+	case isConverting(st[0].info):
+		return "", s.finishConversion(ctx, st)
 	}
 	id := st[0].id
 	v, err := spec.Load(s.at.spec(id))
@@ -153,6 +156,9 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 	entries, err := os.ReadDir(s.at.block(n.id))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return snapshots.Usage{}, err
+	}
+	if ok, err := isRegular(s.at.layerTar(n.id)); err == nil && ok {
+		roots = append(roots, s.at.layerTar(n.id))
 	}
 	for _, e := range entries {
 		if !e.IsDir() { // but for the mount point

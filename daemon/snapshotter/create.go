@@ -158,6 +158,9 @@ func (s *Snapshotter) createDir(ctx context.Context, base snapshots.Info) error 
 		if err != nil {
 			return err
 		}
+		if err := s.settleConversion(&base, below); err != nil {
+			return err
+		}
 		id, err := s.newDir(ctx, base, base.Labels)
 		if err != nil {
 			return err

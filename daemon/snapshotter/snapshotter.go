@@ -83,6 +83,10 @@ type Options struct {
 	DefaultFS     string        // "type;mount options;mkfs arguments"; "" is ext4
 	TurboFS       []string      // file systems of TurboOCI layers, best first; nil is erofs, ext4
 
+	// Converter makes block layers of ordinary ones whose labels ask for it; nil
+	// has them unpacked.
+	Converter Converter
+
 	AutoRemoveDevice bool // detach an image's device with its last container
 	AsyncRemove      bool // leave to Cleanup what Remove can put off
 

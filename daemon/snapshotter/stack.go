@@ -79,6 +79,8 @@ func (s *Snapshotter) ownLayer(n node) (spec.Lower, bool, error) {
 	case unpacks(n.info) && isBlockLayer(n.info.Labels):
 		l, err := parseLayer(n.info.Labels, s.opts.PlainHTTP)
 		return l, true, err
+	case s.isConverted(n.id):
+		return s.convertedLayer(n.id), true, nil
 	}
 	return spec.Lower{}, n.info.Labels[LabelLocalCommitPath] != "", nil
 }
@@ -130,7 +132,7 @@ func (s *Snapshotter) isSealed(id string) bool {
 // the unpacked blob of a block layer, or what a client calls no rootfs.
 func isStaging(info snapshots.Info) bool {
 	return info.Kind == snapshots.KindActive &&
-		(isTurbo(info) || unpacks(info) && isBlockLayer(info.Labels) || info.Labels[LabelType] == valueImage)
+		(isTurbo(info) || isConverting(info) || unpacks(info) && isBlockLayer(info.Labels) || info.Labels[LabelType] == valueImage)
 }
 
 // compose returns the spec of snapshot n, which puts layer l on those of the
@@ -147,7 +149,9 @@ func (s *Snapshotter) compose(n node, below stack, l spec.Lower) (*spec.Volume, 
 	if v.AccelerationLayer { // its trace is of no use to a longer stack
 		v.Lowers = v.Lowers[:len(v.Lowers)-1]
 	}
-	l.Dir = s.at.fs(n.id)
+	if l.TargetFile == "" {
+		l.Dir = s.at.fs(n.id)
+	}
 	if l.TargetDigest != "" {
 		if err := s.findMeta(&l, n, v); err != nil {
 			return nil, fmt.Errorf("TurboOCI layer for %s: %w: %w", l.TargetDigest, err, errdefs.ErrFailedPrecondition)

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package referrer
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/opencontainers/go-digest"
+)
+
+// fileNames are those of a TurboOCI layer's files.
+var fileNames = []string{"ext4.fs.meta", "erofs.fs.meta", "gzip.meta", "zstd.meta", ".turbo.ociv1"}
+
+// maxEntries bounds the entries of a layer's archive.
+const maxEntries = 100
+
+// Unpack writes the files of a TurboOCI layer, a tar that may be compressed with
+// gzip, into the empty directory dir, and syncs them. It reads r to its end.
+// Entries that no layer needs are skipped; all together may hold limit bytes.
+func Unpack(r io.Reader, dir string, limit int64) error {
+	content, err := decompress(r)
+	if err != nil {
+		return err
+	}
+	bounded := &io.LimitedReader{R: content, N: limit + 1}
+	err = unpack(tar.NewReader(bounded), dir, limit)
+	if err == nil {
+		_, err = io.Copy(io.Discard, bounded) // what lies behind the end of the tar
+	}
+	if bounded.N == 0 {
+		return tooMuch(limit)
+	}
+	if err == nil {
+		_, err = io.Copy(io.Discard, r)
+	}
+	return err
+}
+
+func decompress(r io.Reader) (io.Reader, error) {
+	buf := bufio.NewReader(r)
+	head, err := buf.Peek(2)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	if bytes.Equal(head, []byte{0x1f, 0x8b}) {
+		return gzip.NewReader(buf)
+	}
+	return buf, nil
+}
+
+func tooMuch(limit int64) error { return fmt.Errorf("it holds more than %d bytes", limit) }
+
+// unpack writes files of limit bytes at most: where they have holes, that is more
+// than is read.
+func unpack(tr *tar.Reader, dir string, limit int64) error {
+	left := limit
+	for range maxEntries {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			return syncDir(dir)
+		}
+		if err != nil {
+			return err
+		}
+		name := path.Clean(h.Name)
+		if !slices.Contains(fileNames, name) {
+			continue
+		}
+		if h.Typeflag != tar.TypeReg {
+			return fmt.Errorf("%s is not a regular file", name)
+		}
+		if left -= h.Size; left < 0 {
+			return tooMuch(limit)
+		}
+		if err := writeFile(filepath.Join(dir, name), tr); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("it has more than %d entries", maxEntries)
+}
+
+// writeFile writes a file that must not be there yet.
+func writeFile(name string, r io.Reader) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, r)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// A verifier reads a blob of a known size, and computes its digest.
+type verifier struct {
+	r        io.Reader
+	left     int64
+	digester digest.Digester
+}
+
+var errLonger = errors.New("it is longer than its descriptor says")
+
+func (v *verifier) Read(p []byte) (int, error) {
+	n, err := v.r.Read(p)
+	if v.left -= int64(n); v.left < 0 {
+		return 0, errLonger
+	}
+	_, _ = v.digester.Hash().Write(p[:n])
+	return n, err
+}
+
+// finish compares what was read, which must be all, with the digest want.
+func (v *verifier) finish(want digest.Digest) error {
+	if got := v.digester.Digest(); got != want {
+		return fmt.Errorf("its content is %s", got)
+	}
+	return nil
+}

@@ -49,7 +49,14 @@ func snapshotsService(cfg *conf.Config, childArgs []string, stderr io.Writer, lo
 		}
 		defer func() { err = errors.Join(err, block.release(context.WithoutCancel(ctx), log)) }()
 
-		s, err := snapshotter.New(ctx, options(cfg, block, log))
+		opts := options(cfg, block, log)
+		if opts.Attached, err = newFinder(cfg); err != nil {
+			return err
+		}
+		if opts.Attached != nil {
+			defer func() { err = errors.Join(err, opts.Attached.Close()) }()
+		}
+		s, err := snapshotter.New(ctx, opts)
 		if err != nil {
 			return err
 		}

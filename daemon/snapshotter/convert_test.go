@@ -168,11 +168,7 @@ func TestConvert(t *testing.T) {
 	if d := cmp.Diff(want, r.spec("4").Lowers); d != "" {
 		t.Errorf("lowers (-want +got):\n%s", d)
 	}
-	for _, id := range []string{"1", "2", "3", "4"} {
-		if err := os.RemoveAll(r.path(id, "block")); err != nil {
-			t.Fatal(err)
-		}
-	}
+	r.dropSpecs("1", "2", "3", "4")
 	r.pull("sha256:5", "sha256:4", native)
 	if d := cmp.Diff(want, r.spec("5").Lowers[:4]); d != "" {
 		t.Errorf("lowers written again (-want +got):\n%s", d)

@@ -38,8 +38,10 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 			return nil, err
 		}
 	}
-	if kind == snapshots.KindActive && unpacks(base) && staysRemote(base) {
-		return nil, s.createRemote(ctx, base)
+	if kind == snapshots.KindActive && unpacks(base) {
+		if err := s.createLazily(ctx, base); err != nil {
+			return nil, err
+		}
 	}
 	err := s.createDir(ctx, base)
 	if err != nil {
@@ -53,20 +55,31 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	return mounts, nil
 }
 
-// createRemote commits a layer that stays in its registry, in one transaction
-// and without asking anyone. On success it fails with errdefs.ErrAlreadyExists.
-func (s *Snapshotter) createRemote(ctx context.Context, base snapshots.Info) error {
-	target := base.Labels[snapshots.LabelSnapshotRef]
+// createLazily commits the layer that base is for, if its content can stay
+// where it is, and fails with errdefs.ErrAlreadyExists then. Without an error
+// the layer is to be unpacked.
+func (s *Snapshotter) createLazily(ctx context.Context, base snapshots.Info) error {
+	if !staysRemote(base) {
+		return s.createAttached(ctx, base)
+	}
 	l, err := parseLayer(base.Labels, s.opts.PlainHTTP)
 	if err != nil {
-		return fmt.Errorf("create layer %s: %w", target, err)
+		return fmt.Errorf("create layer %s: %w", base.Labels[snapshots.LabelSnapshotRef], err)
 	}
-	labels := maps.Clone(base.Labels)
-	labels[LabelRemote] = valueRemote
+	return s.createRemote(ctx, base, l, "")
+}
+
+// createRemote commits the layer l that stays in its registry, but for its
+// files in the directory files, in one transaction and without asking anyone. On
+// success it fails with errdefs.ErrAlreadyExists.
+func (s *Snapshotter) createRemote(ctx context.Context, base snapshots.Info, l spec.Lower, files string) error {
+	target := base.Labels[snapshots.LabelSnapshotRef]
+	base.Labels = maps.Clone(base.Labels)
+	base.Labels[LabelRemote] = valueRemote
 
 	var dir string
 	var found bool
-	err = s.update(ctx, func(ctx context.Context) (err error) {
+	err := s.update(ctx, func(ctx context.Context) (err error) {
 		var name string
 		if name, found, err = findTarget(ctx, target, base.Parent); err != nil || found {
 			return err
@@ -75,11 +88,14 @@ func (s *Snapshotter) createRemote(ctx context.Context, base snapshots.Info) err
 		if err != nil {
 			return fmt.Errorf("parent %s: %w", base.Parent, err)
 		}
-		id, err := s.newDir(ctx, base, labels)
+		id, err := s.newDir(ctx, base, base.Labels)
 		if err != nil {
 			return err
 		}
 		dir = s.at.dir(id)
+		if err := linkFiles(files, s.at.fs(id)); err != nil {
+			return err
+		}
 		v, err := s.compose(node{id, base}, below, l)
 		if err == nil {
 			err = s.writeSpec(id, v)
@@ -87,7 +103,7 @@ func (s *Snapshotter) createRemote(ctx context.Context, base snapshots.Info) err
 		if err != nil {
 			return err
 		}
-		_, err = storage.CommitActive(ctx, base.Name, name, snapshots.Usage{}, snapshots.WithLabels(labels))
+		_, err = storage.CommitActive(ctx, base.Name, name, snapshots.Usage{}, snapshots.WithLabels(base.Labels))
 		return err
 	}, func() { removeFresh(dir) })
 	if err = onPlain(err); err != nil {

@@ -27,6 +27,10 @@ const (
 	LabelImageRef    = "containerd.io/snapshot/image-ref"
 	LabelCRIImageRef = "containerd.io/snapshot/cri.image-ref"
 
+	// LabelManifestDigest and LabelLayerDigest say what of the image is pulled.
+	LabelManifestDigest = "containerd.io/snapshot/cri.manifest-digest"
+	LabelLayerDigest    = "containerd.io/snapshot/cri.layer-digest"
+
 	// LabelBlobDigest and LabelBlobSize mark a layer as a block layer.
 	LabelBlobDigest = "containerd.io/snapshot/overlaybd/blob-digest"
 	LabelBlobSize   = "containerd.io/snapshot/overlaybd/blob-size"

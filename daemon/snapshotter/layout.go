@@ -5,6 +5,8 @@ package snapshotter
 import (
 	"path/filepath"
 	"strings"
+
+	"github.com/overlaybd-go/overlaybd/daemon/referrer"
 )
 
 // A layout names the files below the root directory. It is durable, and the
@@ -57,6 +59,9 @@ func (l layout) temp(id string) string { return filepath.Join(l.dir(id), "temp")
 
 // onlyExt4 is made by the node's operator to have no EROFS.
 func (l layout) onlyExt4() string { return filepath.Join(string(l), ".TurboOCI_ext4") }
+
+// notLazy tells of images that were pulled as they are.
+func (l layout) notLazy() string { return filepath.Join(string(l), referrer.JournalName) }
 
 // idOf returns the snapshot whose spec file is at path, if it is one of ours.
 func (l layout) idOf(path string) (id string, ok bool) {

@@ -47,6 +47,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/overlaybd-go/overlaybd/daemon/blockapi"
+	"github.com/overlaybd-go/overlaybd/daemon/referrer"
 	"github.com/overlaybd-go/overlaybd/daemon/snapshotter/blockmount"
 	"github.com/overlaybd-go/overlaybd/image/spec"
 )
@@ -87,6 +88,10 @@ type Options struct {
 	// has them unpacked.
 	Converter Converter
 
+	// Attached finds block images that are read in place of ordinary ones; nil
+	// finds none.
+	Attached *referrer.Finder
+
 	AutoRemoveDevice bool // detach an image's device with its last container
 	AsyncRemove      bool // leave to Cleanup what Remove can put off
 
@@ -113,6 +118,7 @@ type Snapshotter struct {
 	// mount, and the directory they are in. It comes before writing.
 	devices keyLock
 
+	notLazy  *referrer.Journal
 	expected chan spec.Lower // layers to tell the block daemon of
 
 	life context.Context // ends with Close; bounds work that outlives a call
@@ -198,6 +204,10 @@ func open(ctx context.Context, opts Options) (*Snapshotter, error) {
 	if err := s.reconcile(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	if opts.Attached == nil {
+		_ = os.Remove(s.at.notLazy()) // of a time when there was a choice
+	}
+	s.notLazy = referrer.OpenJournal(s.at.notLazy())
 	s.expected = make(chan spec.Lower, spec.MaxLowers)
 	s.work.Go(s.announce)
 	return s, nil

@@ -35,10 +35,11 @@ const (
 )
 
 // isTurbo reports whether a snapshot is for the files of a TurboOCI layer.
-func isTurbo(info snapshots.Info) bool { return unpacks(info) && targetOf(info.Labels) != "" }
+func isTurbo(info snapshots.Info) bool { return unpacks(info) && TargetOf(info.Labels) != "" }
 
-// targetOf returns the digest of a TurboOCI layer's target.
-func targetOf(labels map[string]string) string {
+// TargetOf returns the digest of a TurboOCI layer's target, in the annotations
+// of the layer or the labels of its snapshot; "" if it is no such layer.
+func TargetOf(labels map[string]string) string {
 	return firstOf(labels[LabelTargetDigest], labels[labelOldTargetDigest])
 }
 
@@ -49,7 +50,7 @@ func targetType(labels map[string]string) string {
 
 // parseTurbo returns the TurboOCI layer that labels describe, but for its files.
 func parseTurbo(labels map[string]string, plain []string) (spec.Lower, error) {
-	target := digest.Digest(targetOf(labels))
+	target := digest.Digest(TargetOf(labels))
 	if err := target.Validate(); err != nil || target.Algorithm() != digest.SHA256 {
 		return spec.Lower{}, badLabels(fmt.Errorf("target digest %q of a TurboOCI layer is not a sha256 digest", string(target)))
 	}

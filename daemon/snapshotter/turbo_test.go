@@ -113,11 +113,7 @@ func TestTurboPull(t *testing.T) {
 	if d := cmp.Diff(want, r.spec("4")); d != "" {
 		t.Errorf("spec (-want +got):\n%s", d)
 	}
-	for _, id := range []string{"1", "2", "3", "4"} {
-		if err := os.RemoveAll(r.path(id, "block")); err != nil {
-			t.Fatal(err)
-		}
-	}
+	r.dropSpecs("1", "2", "3", "4")
 	r.restart()
 	r.wantFile(r.prepare("c", "sha256:3"), "name", "top")
 	if d := cmp.Diff(want, r.spec("4")); d != "" {
@@ -261,6 +257,16 @@ func TestTurboHostile(t *testing.T) {
 				t.Errorf("the snapshot to try again with: %v", err)
 			}
 		})
+	}
+}
+
+// dropSpecs removes what a power cut may take of snapshots.
+func (r *rig) dropSpecs(ids ...string) {
+	r.t.Helper()
+	for _, id := range ids {
+		if err := os.RemoveAll(r.path(id, "block")); err != nil {
+			r.t.Fatal(err)
+		}
 	}
 }
 

@@ -117,9 +117,13 @@ func (h *herald) announce(all []ocispec.Descriptor) bool {
 	return len(blobs) > 0
 }
 
-// blockLayers returns those of all that are layers of a block image.
+// blockLayers returns those of all that are layers of a block image and stay in
+// the registry.
 func blockLayers(all []ocispec.Descriptor) (blobs []blockapi.Blob) {
 	for _, d := range all {
+		if snapshotter.TargetOf(d.Annotations) != "" {
+			continue // its blob is pulled
+		}
 		dgst, size := d.Annotations[snapshotter.LabelBlobDigest], d.Annotations[snapshotter.LabelBlobSize]
 		if n, err := strconv.ParseInt(size, 10, 64); err == nil && dgst != "" {
 			blobs = append(blobs, blockapi.Blob{Digest: digest.Digest(dgst), Size: n})

@@ -87,7 +87,27 @@ var (
 			snapshotter.LabelBlobDigest: digest.FromString("block").String(), snapshotter.LabelBlobSize: "7",
 		},
 	}
+	turboLayer = ocispec.Descriptor{
+		MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromString("turbo"), Size: 9,
+		Annotations: map[string]string{
+			snapshotter.LabelBlobDigest: digest.FromString("turbo").String(), snapshotter.LabelBlobSize: "9",
+			snapshotter.LabelTargetDigest: digest.FromString("target").String(),
+		},
+	}
 )
+
+// TestContentOf: of a TurboOCI layer it is the target that stays in the
+// registry.
+func TestContentOf(t *testing.T) {
+	for _, l := range []ocispec.Descriptor{plainLayer, blockLayer} {
+		if got := contentOf(l); got != l.Digest {
+			t.Errorf("got %s, want %s", got, l.Digest)
+		}
+	}
+	if got, want := contentOf(turboLayer), digest.FromString("target"); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
 
 // TestHerald: the block daemon hears of the repository, and of the layers of
 // block images.
@@ -104,7 +124,7 @@ func TestHerald(t *testing.T) {
 	index := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Data: []byte(`{"manifests":[{}]}`)}
 	manifest := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest}
 	handle(t, h, index, manifest)
-	handle(t, h, manifest, plainLayer)
+	handle(t, h, manifest, plainLayer, turboLayer) // whose blob is pulled
 	handle(t, h, manifest, plainLayer, blockLayer)
 	if got := <-l.heard; got != layers {
 		t.Errorf("of the manifest it heard %q, want %q", got, layers)

@@ -17,16 +17,14 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/httpdbg"
+	"github.com/containerd/containerd/v2/pkg/snapshotters"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/urfave/cli/v3"
 	"golang.org/x/term"
-)
 
-// Labels by which the snapshotter learns what to do with an image's layers.
-const (
-	labelImageRef = "containerd.io/snapshot/image-ref"
-	labelDownload = "containerd.io/snapshot/overlaybd/download-remote-blob" // "download"
+	"github.com/overlaybd-go/overlaybd/daemon/snapshotter"
 )
 
 func rpullCommand() *cli.Command {
@@ -34,14 +32,17 @@ func rpullCommand() *cli.Command {
 		Name:      "rpull",
 		Usage:     "Pull an image without its layers",
 		ArgsUsage: "[flags] <ref>",
-		Description: `Pull a block image: its manifest and config come now, the blocks of its layers
-when a container reads them. Layers of other images are pulled as usual.`,
+		Description: `Pull a block image: its manifest and config come now, and the metadata of
+TurboOCI layers; the blocks of its layers when a container reads them. Layers of
+other images are pulled as usual, unless the snapshotter finds a block image that
+is attached to it (auto in the configuration's section turbo).`,
 		Flags: slices.Concat(commands.RegistryFlags, []cli.Flag{
 			commands.LabelFlag,
 			snapshotterFlag(),
 			configFlag(),
 			&cli.StringFlag{Name: "platform", Usage: "Pull the image for this platform"},
 			&cli.BoolFlag{Name: "download-blobs", Usage: "Pull the layers too, rather than read them on demand"},
+			&cli.BoolFlag{Name: "convert2turbo-oci", Usage: "Make a block image of the layers that are pulled, here on the node"},
 		}),
 		DisableSliceFlagSeparator: true,
 		Action:                    rpull,
@@ -63,7 +64,9 @@ func rpull(ctx context.Context, cmd *cli.Command) error {
 	defer herald.close()
 	herald.expect()
 	return withClient(ctx, cmd, func(ctx context.Context, client *containerd.Client) error {
-		return pull(ctx, cmd, client, containerd.WithResolver(resolver), containerd.WithImageHandlerWrapper(herald.watch))
+		tell := snapshotters.AppendInfoHandlerWrapper(cmd.Args().First())
+		wrap := func(next images.Handler) images.Handler { return herald.watch(tell(next)) }
+		return pull(ctx, cmd, client, containerd.WithResolver(resolver), containerd.WithImageHandlerWrapper(wrap))
 	})
 }
 
@@ -77,7 +80,7 @@ func pull(ctx context.Context, cmd *cli.Command, client *containerd.Client, opts
 	show := newDisplay(ctx, cmd.Root().Writer, client, ref, cmd.Bool("debug"))
 	opts = append(opts,
 		containerd.WithPullUnpack,
-		containerd.WithPullSnapshotter(cmd.String("snapshotter"), snapshots.WithLabels(pullLabels(ref, cmd.Bool("download-blobs")))),
+		containerd.WithPullSnapshotter(cmd.String("snapshotter"), snapshots.WithLabels(pullLabels(cmd))),
 		containerd.WithPullLabels(commands.LabelArgs(cmd.StringSlice("label"))),
 		containerd.WithImageHandler(show),
 	)
@@ -92,10 +95,13 @@ func pull(ctx context.Context, cmd *cli.Command, client *containerd.Client, opts
 	return report(ctx, cmd.Root().Writer, img, time.Since(start))
 }
 
-func pullLabels(ref string, download bool) map[string]string {
-	labels := map[string]string{labelImageRef: ref}
-	if download {
-		labels[labelDownload] = "download"
+func pullLabels(cmd *cli.Command) map[string]string {
+	labels := map[string]string{snapshotter.LabelImageRef: cmd.Args().First()}
+	if cmd.Bool("download-blobs") {
+		labels[snapshotter.LabelDownload] = "download"
+	}
+	if cmd.Bool("convert2turbo-oci") {
+		labels[snapshotter.LabelConvert] = "yes"
 	}
 	return labels
 }
@@ -108,7 +114,7 @@ func report(ctx context.Context, w io.Writer, img containerd.Image, took time.Du
 	}
 	remote := 0
 	for _, l := range manifest.Layers {
-		_, err := img.ContentStore().Info(ctx, l.Digest)
+		_, err := img.ContentStore().Info(ctx, contentOf(l))
 		if errdefs.IsNotFound(err) {
 			remote++
 		} else if err != nil {
@@ -118,6 +124,15 @@ func report(ctx context.Context, w io.Writer, img containerd.Image, took time.Du
 	_, err = fmt.Fprintf(w, "%s %s\n%d of %d layers left in the registry, %v\n", img.Name(), img.Target().Digest,
 		remote, len(manifest.Layers), took.Round(time.Millisecond))
 	return err
+}
+
+// contentOf returns the digest of what has the content of layer l, which of a
+// TurboOCI layer is another one.
+func contentOf(l ocispec.Descriptor) digest.Digest {
+	if target := snapshotter.TargetOf(l.Annotations); target != "" {
+		return digest.Digest(target)
+	}
+	return l.Digest
 }
 
 // A display shows the progress of a pull: bars on a terminal, else a line per

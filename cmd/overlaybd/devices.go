@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"path/filepath"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -13,20 +15,22 @@ import (
 
 	"github.com/overlaybd-go/overlaybd/conf"
 	"github.com/overlaybd-go/overlaybd/daemon/blockapi"
+	"github.com/overlaybd-go/overlaybd/daemon/referrer"
 )
 
 // devicesTimeout bounds the one question to the block daemon.
 const devicesTimeout = 10 * time.Second
 
 func devicesCommand() *cobra.Command {
-	var address string
+	var address, root string
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "devices",
 		Short: "List the devices that the block daemon serves",
 		Long: `List the devices that the block daemon serves: what they show, how they fare,
 how many bytes came over the network and from the cache, and how much of the
-layers is on the node for good.`,
+layers is on the node for good. Below them are the images that might have been
+read on demand and were pulled as they are, with the reason.`,
 		Example: "  overlaybd devices\n  overlaybd devices --json | jq '.[] | select(.state != \"serving\")'",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -38,10 +42,18 @@ layers is on the node for good.`,
 				_, err = io.WriteString(cmd.OutOrStdout(), toJSON(list))
 				return err
 			}
-			return printDevices(cmd.OutOrStdout(), list)
+			if err := printDevices(cmd.OutOrStdout(), list); err != nil {
+				return err
+			}
+			whole, err := referrer.ReadJournal(filepath.Join(root, referrer.JournalName))
+			if err != nil || len(whole) == 0 {
+				return err
+			}
+			return printWhole(cmd.OutOrStdout(), whole)
 		},
 	}
 	cmd.Flags().StringVar(&address, "address", conf.Default().Blockd.Address, "socket of the block daemon")
+	cmd.Flags().StringVar(&root, "root", conf.Default().Root, "state directory of the snapshotter")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
@@ -71,6 +83,16 @@ func printDevices(w io.Writer, list []blockapi.Attachment) error {
 		if a.Error != "" {
 			fmt.Fprintf(tw, "\t%s\n", printable(a.Error))
 		}
+	}
+	return tw.Flush()
+}
+
+// printWhole lists the images that were pulled as they are, the last first.
+func printWhole(w io.Writer, list []referrer.Verdict) error {
+	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(tw, "\nPULLED\tNOT LAZY\tBECAUSE")
+	for _, v := range slices.Backward(list) {
+		fmt.Fprintf(tw, "%s\t%s\t%s\n", v.Time.Local().Format(time.DateTime), printable(v.Image), printable(v.Reason))
 	}
 	return tw.Flush()
 }

@@ -77,6 +77,7 @@ func options(cfg *conf.Config, block *blockDaemon, log *slog.Logger) snapshotter
 		WritableLayer:    snapshotter.WritableLayer(cfg.WritableLayer),
 		DefaultFS:        cfg.DefaultFS,
 		TurboFS:          cfg.Turbo.FS,
+		Converter:        converter{cfg},
 		AutoRemoveDevice: cfg.AutoRemoveDevice,
 		AsyncRemove:      cfg.AsyncRemove,
 		PlainHTTP:        cfg.Registry.PlainHTTP,

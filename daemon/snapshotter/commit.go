@@ -130,9 +130,7 @@ func (s *Snapshotter) seal(ctx context.Context, id string, v *spec.Volume) error
 	if err := s.opts.Block.Seal(ctx, s.at.spec(id), s.at.sealed(id)); err != nil {
 		return err
 	}
-	if v.AccelerationLayer {
-		v.Lowers, v.AccelerationLayer = v.Lowers[:len(v.Lowers)-1], false
-	}
+	dropTrace(v)
 	v.Lowers = append(v.Lowers, spec.Lower{Dir: s.at.fs(id)})
 	v.Upper = spec.Upper{}
 	return s.saveSpec(id, v)

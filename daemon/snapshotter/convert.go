@@ -154,6 +154,7 @@ func (s *Snapshotter) conversion(st stack) (c Conversion, err error) {
 		if c.Below, err = s.volume(st[1:]); err != nil {
 			return c, onPlain(err)
 		}
+		dropTrace(c.Below)
 	}
 	text, err := os.ReadFile(s.at.diffID(id))
 	if errors.Is(err, fs.ErrNotExist) { // another differ's

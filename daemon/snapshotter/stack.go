@@ -146,9 +146,7 @@ func (s *Snapshotter) compose(n node, below stack, l spec.Lower) (*spec.Volume, 
 		}
 		v = base
 	}
-	if v.AccelerationLayer { // its trace is of no use to a longer stack
-		v.Lowers = v.Lowers[:len(v.Lowers)-1]
-	}
+	dropTrace(v)
 	if l.TargetFile == "" {
 		l.Dir = s.at.fs(n.id)
 	}
@@ -170,6 +168,14 @@ func (s *Snapshotter) compose(n node, below stack, l spec.Lower) (*spec.Volume, 
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	return v, nil
+}
+
+// dropTrace takes an acceleration layer off v: its trace is of no use to a
+// longer stack.
+func dropTrace(v *spec.Volume) {
+	if v.AccelerationLayer {
+		v.Lowers, v.AccelerationLayer = v.Lowers[:len(v.Lowers)-1], false
+	}
 }
 
 // nameRepository writes the volume's repository into the layers that rely on

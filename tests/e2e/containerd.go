@@ -36,15 +36,28 @@ type = "snapshot"
 address = %[5]q
 `
 
+// differConfig has layers offered to the differ of the snapshotter first. As the
+// README says.
+const differConfig = `[proxy_plugins.overlaybd-diff]
+type = "diff"
+address = %q
+[plugins."io.containerd.service.v1.diff-service"]
+default = ["overlaybd-diff", "walking"]
+`
+
 // startContainerd starts a containerd below dir that knows the snapshotter
-// "overlaybd" behind the socket proxy, and returns a client in [Namespace].
-func startContainerd(t testing.TB, dir, proxy string) (*Process, *containerd.Client) {
+// "overlaybd" behind the socket proxy, and with differ its differ, and returns a
+// client in [Namespace].
+func startContainerd(t testing.TB, dir, proxy string, differ bool) (*Process, *containerd.Client) {
 	t.Helper()
 	tools := containerdDir(t)
 	runc := need.Command(t, "runc")
 	socket := filepath.Join(dir, "c.sock")
 	config := filepath.Join(dir, "containerd.toml")
 	text := fmt.Sprintf(containerdConfig, filepath.Join(dir, "root"), filepath.Join(dir, "state"), socket, socket+".ttrpc", proxy, filepath.Join(dir, "shim"))
+	if differ {
+		text += fmt.Sprintf(differConfig, proxy)
+	}
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -48,6 +48,12 @@ type Options struct {
 	// Config is appended to the daemons' configuration.
 	Config string
 
+	// Turbo is appended to the section turbo of their configuration.
+	Turbo string
+
+	// Differ has containerd ask the snapshotter's differ before its own.
+	Differ bool
+
 	// Registry is shared with another Env; a new one if nil.
 	Registry *Registry
 }
@@ -63,9 +69,9 @@ func Start(t testing.TB, opts Options) *Env {
 		e.Registry = StartRegistry(t)
 	}
 	if opts.Overlaybd {
-		e.Snapshotter = startSnapshotter(t, e, opts.Config)
+		e.Snapshotter = startSnapshotter(t, e, opts)
 	}
-	e.Containerd, e.Client = startContainerd(t, e.Dir, e.SnapshotterSocket())
+	e.Containerd, e.Client = startContainerd(t, e.Dir, e.SnapshotterSocket(), opts.Differ)
 	return e
 }
 

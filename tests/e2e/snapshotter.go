@@ -56,17 +56,20 @@ cred_file = ""
 plain_http = [%[8]q]
 [fuse]
 dir = %[9]q
+[turbo]
+containerd = %[11]q
 `
 
-// startSnapshotter starts the daemons of e, with more lines of configuration
-// that begin with a table of their own.
-func startSnapshotter(t testing.TB, e *Env, more string) *Snapshotter {
+// startSnapshotter starts the daemons of e, with the lines of configuration in
+// opts: those of Config begin with a table of their own.
+func startSnapshotter(t testing.TB, e *Env, opts Options) *Snapshotter {
 	t.Helper()
 	s := &Snapshotter{Dir: e.Dir, Config: filepath.Join(e.Dir, "overlaybd.toml"), t: t, bin: Bin(t)}
 	in := func(name string) string { return filepath.Join(e.Dir, name) }
 	text := fmt.Sprintf(snapshotterConfig, in("snapshotter"), e.SnapshotterSocket(), in("sm.sock"), in("bm.sock"),
-		in("b.sock"), in("blockd"), in("cache"), e.Registry.Host, in("devices"), cmp.Or(os.Getenv(exporterVar), "auto"))
-	if err := os.WriteFile(s.Config, []byte(text+more), 0o600); err != nil {
+		in("b.sock"), in("blockd"), in("cache"), e.Registry.Host, in("devices"), cmp.Or(os.Getenv(exporterVar), "auto"),
+		in("c.sock"))
+	if err := os.WriteFile(s.Config, []byte(text+opts.Turbo+"\n"+opts.Config), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -118,9 +119,16 @@ func (r registries) credential(ctx context.Context, name string) func(host strin
 
 // A repository is one that containerd's resolver opened.
 type repository struct {
-	remotes.Fetcher
+	fetcher remotes.Fetcher
+	lister  remotes.ReferrersFetcher
+}
 
-	lister remotes.ReferrersFetcher
+// Fetch streams a manifest or blob.
+func (r repository) Fetch(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	if desc.Size == 0 { // not known: containerd would read no more than that
+		desc.Size = docker.MaxManifestSize
+	}
+	return r.fetcher.Fetch(ctx, desc)
 }
 
 // Referrers asks the registry, or where it keeps no list, reads the index that

@@ -34,7 +34,8 @@ type Repository interface {
 	// list some that are of none of the types, or whose subject is another.
 	Referrers(ctx context.Context, subject digest.Digest, types ...string) ([]ocispec.Descriptor, error)
 
-	// Fetch streams a manifest or blob. Its content need not be as desc says.
+	// Fetch streams a manifest or blob. Its content need not be as desc says,
+	// and the size of a manifest may be 0 there, which says nothing.
 	Fetch(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error)
 }
 

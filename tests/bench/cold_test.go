@@ -17,6 +17,7 @@ type pair struct {
 	network, workload string
 	floor             floor
 	plain, block      []start
+	waste             []waste // of the median block
 }
 
 // BenchmarkColdStart starts real containers on nodes that have nothing of the
@@ -33,7 +34,7 @@ func BenchmarkColdStart(b *testing.B) {
 			}
 		})
 	}
-	for _, table := range []func(io.Writer, []*pair) error{printStarts, printPhases, printSeconds, printFloors} {
+	for _, table := range []func(io.Writer, []*pair) error{printStarts, printPhases, printSeconds, printFloors, printWaste} {
 		if err := table(os.Stdout, pairs); err != nil {
 			b.Error(err)
 		}
@@ -49,6 +50,10 @@ func coldStarts(b *testing.B, network shape.Profile, w workload) *pair {
 			p.plain = append(p.plain, coldStart(b, proxy, "overlayfs", w.command))
 		}
 		p.block = append(p.block, coldStart(b, proxy, "overlaybd", w.command))
+	}
+	if os.Getenv("WASTE") != "" {
+		m := median(p.block)
+		p.waste = wasteOf(b, registry, p.floor, m.log)
 	}
 	b.ReportMetric(p.ratio(), "of-plain")
 	b.ReportMetric(p.overFloor(), "of-floor")

@@ -37,6 +37,8 @@ import (
 type floor struct {
 	Blocks int
 	Bytes  int64 // of these blocks, each compressed by itself with zlib
+
+	Touched []int64 // the blocks
 }
 
 // floorBlock is the unit of a floor in bytes, that of the file system.
@@ -90,7 +92,7 @@ func findFloor(tb testing.TB, registry *e2e.Registry, command []string) (f floor
 			tb.Fatal(err, werr)
 		}
 	}
-	return floor{len(touched), int64(sum)}
+	return floor{len(touched), int64(sum), touched}
 }
 
 // A counter counts what is written to it.

@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"golang.org/x/sys/unix"
 
+	"github.com/overlaybd-go/overlaybd/daemon/snapshotter/blockmount"
 	"github.com/overlaybd-go/overlaybd/tests/e2e"
 )
 
@@ -31,7 +32,7 @@ type roots struct {
 
 // BenchmarkLocal reads an image that is on the node, but not in the page cache.
 // Whole trees are compared with overlayfs, by the time they take; reads of large
-// files with the same ext4 on a loop device on a plain file, by their rate.
+// files with the same disk on a loop device on a plain file, by their rate.
 func BenchmarkLocal(b *testing.B) {
 	r := onNode(b, e2e.Python(b))
 	for _, c := range []struct {
@@ -97,8 +98,12 @@ func mountFlat(b *testing.B, node *e2e.Env) (root string) {
 	if out, err := flatten.CombinedOutput(); err != nil {
 		b.Fatalf("%v: %v\n%s", flatten.Args, err, out)
 	}
+	fs, err := blockmount.Detect(disk)
+	if err != nil {
+		b.Fatal(err)
+	}
 	root = b.TempDir()
-	m := mount.Mount{Type: "ext4", Source: disk, Options: []string{"ro", "loop"}}
+	m := mount.Mount{Type: fs, Source: disk, Options: []string{"ro", "loop"}}
 	if err := m.Mount(root); err != nil {
 		b.Fatal(err)
 	}

@@ -57,10 +57,11 @@ type start struct {
 func (s start) took() time.Duration    { return s.first.Sub(s.begun) }
 func (s start) summary() shape.Summary { return s.log.Summarize(s.begun, s.first) }
 
-// coldStart starts a container of the image in the registry on a new node, and
-// once more.
-func coldStart(tb testing.TB, p *shape.Proxy, snapshotter string, command []string) (s start) {
+// coldStart starts a container of the image with that tag in the registry on a
+// new node, and once more.
+func coldStart(tb testing.TB, p *shape.Proxy, tag string, command []string) (s start) {
 	tb.Helper()
+	snapshotter := snapshotterOf(tag)
 	turn := &scope{TB: tb}
 	defer turn.end()
 	node := newNode(turn, p, snapshotter)
@@ -68,7 +69,7 @@ func coldStart(tb testing.TB, p *shape.Proxy, snapshotter string, command []stri
 	s.daemons, s.node = daemons.usage(tb), all.usage(tb)
 
 	s.begun = time.Now()
-	ref := pull(node, p, snapshotter)
+	ref := pull(node, p, tag)
 	s.pulled = time.Now()
 	out := output{first: func() {
 		s.first, s.log = time.Now(), p.Log()
@@ -110,10 +111,19 @@ func newNode(tb testing.TB, p *shape.Proxy, snapshotter string) *e2e.Env {
 	return node
 }
 
-// pull pulls the image for a snapshotter as that wants it.
-func pull(node *e2e.Env, p *shape.Proxy, snapshotter string) (ref string) {
-	ref = p.Host() + "/image:" + snapshotter
-	if snapshotter == "overlaybd" {
+// snapshotterOf returns the snapshotter for the image with that tag: all but one
+// are block images.
+func snapshotterOf(tag string) string {
+	if tag == "overlayfs" {
+		return tag
+	}
+	return "overlaybd"
+}
+
+// pull pulls the image with that tag as its snapshotter wants it.
+func pull(node *e2e.Env, p *shape.Proxy, tag string) (ref string) {
+	ref = p.Host() + "/image:" + tag
+	if snapshotterOf(tag) == "overlaybd" {
 		node.Ctr("rpull", "--plain-http", ref)
 	} else {
 		node.Pull(ref)

@@ -75,7 +75,14 @@ func publishTo(tb testing.TB, registry *e2e.Registry, img e2e.Image) {
 	need.FUSE(tb)
 	need.Loop(tb)
 	registry.Push(tb, img, "image", "overlayfs")
-	args := append(convertFlags(), "-r", registry.Host+"/image", "-i", "overlayfs", "-o", "overlaybd", "--plain", "--dir", tb.TempDir())
+	convertTo(tb, registry, append(convertFlags(), "-o", "overlaybd")...)
+}
+
+// convertTo adds what the convertor makes, by its flags, of the image in a
+// registry.
+func convertTo(tb testing.TB, registry *e2e.Registry, flags ...string) {
+	tb.Helper()
+	args := append([]string{"-r", registry.Host + "/image", "-i", "overlayfs", "--plain", "--dir", tb.TempDir()}, flags...)
 	convert := exec.CommandContext(tb.Context(), filepath.Join(e2e.Bin(tb), "convertor"), args...)
 	if out, err := convert.CombinedOutput(); err != nil {
 		tb.Fatalf("%v: %v\n%s", convert.Args, err, out)

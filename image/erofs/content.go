@@ -9,6 +9,7 @@ import (
 	"math"
 
 	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // A piece is a part of a file that lies together.
@@ -110,20 +111,17 @@ func (m *image) readBytes(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// An Extent is a part of a volume, in bytes.
-type Extent struct{ Off, Len int64 }
-
 // maxExtents bounds the pieces of a file that are told at once.
 const maxExtents = 1 << 20
 
 // extents returns the blocks that hold bytes [off, off+n) of the file in.
-func (m *image) extents(ctx context.Context, in *inode, off, n int64) ([]Extent, error) {
+func (m *image) extents(ctx context.Context, in *inode, off, n int64) ([]vfs.Extent, error) {
 	off = max(off, 0)
 	if off >= in.size || n <= 0 {
 		return nil, nil
 	}
 	end := off + min(n, in.size-off)
-	var all []Extent
+	var all []vfs.Extent
 	for off < end {
 		r, err := m.piece(ctx, in, off)
 		if err != nil {
@@ -135,7 +133,7 @@ func (m *image) extents(ctx context.Context, in *inode, off, n int64) ([]Extent,
 			continue
 		}
 		start := r.off &^ (blockSize - 1)
-		e := Extent{start, align(r.off+r.n, blockSize) - start}
+		e := vfs.Extent{Off: start, Len: align(r.off+r.n, blockSize) - start}
 		if k := len(all); k > 0 && all[k-1].Off+all[k-1].Len == e.Off && e.Len < math.MaxInt64-all[k-1].Len {
 			all[k-1].Len += e.Len
 			continue

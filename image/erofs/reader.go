@@ -20,6 +20,8 @@ import (
 // have nothing to do with those of an FS.
 type Reader struct{ m *image }
 
+var _ vfs.Reader = (*Reader)(nil)
+
 // readerBlocks bounds the metadata that a Reader keeps (4 MiB): it is one of
 // many, and what it reads is cached below it.
 const readerBlocks = 4 << 20 / blockSize
@@ -125,7 +127,7 @@ func (r *Reader) ReadAt(ctx context.Context, ino vfs.Ino, p []byte, off int64) (
 
 // Extents returns where on the volume the blocks lie that hold bytes
 // [off, off+n) of the regular file ino, without the holes.
-func (r *Reader) Extents(ctx context.Context, ino vfs.Ino, off, n int64) ([]Extent, error) {
+func (r *Reader) Extents(ctx context.Context, ino vfs.Ino, off, n int64) ([]vfs.Extent, error) {
 	in, err := r.inode(ctx, ino, vfs.TypeRegular)
 	if err != nil {
 		return nil, fmt.Errorf("map inode %d: %w", ino, err)
@@ -138,12 +140,12 @@ func (r *Reader) Extents(ctx context.Context, ino vfs.Ino, off, n int64) ([]Exte
 }
 
 // InodeBlock returns the block that holds the inode ino, without reading it.
-func (r *Reader) InodeBlock(ino vfs.Ino) (Extent, bool) {
+func (r *Reader) InodeBlock(ino vfs.Ino) (vfs.Extent, bool) {
 	off, ok := r.m.sb.inodeOff(uint64(ino) - 1)
 	if !ok {
-		return Extent{}, false
+		return vfs.Extent{}, false
 	}
-	return Extent{off &^ (blockSize - 1), blockSize}, true
+	return vfs.Extent{Off: off &^ (blockSize - 1), Len: blockSize}, true
 }
 
 // readlink returns the target of the symbolic link n.

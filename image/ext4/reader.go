@@ -16,6 +16,8 @@ import (
 // concurrent use. After an error it may be used on.
 type Reader struct{ f *FS }
 
+var _ vfs.Reader = (*Reader)(nil)
+
 // readerBytes bounds the metadata that a Reader keeps (4 MiB): it is one of
 // many, and what it reads is cached below it.
 const readerBytes = 4 << 20
@@ -36,6 +38,9 @@ func NewReader(ctx context.Context, dev backend.Volume) (*Reader, error) {
 	return &Reader{f}, nil
 }
 
+// Root returns the root directory.
+func (r *Reader) Root() vfs.Ino { return RootIno }
+
 // ReadDir yields the entries of a directory, as [FS.ReadDir] does.
 func (r *Reader) ReadDir(ctx context.Context, dir vfs.Ino) iter.Seq2[vfs.DirEntry, error] {
 	return r.f.ReadDir(ctx, dir)
@@ -55,21 +60,18 @@ func (r *Reader) ReadAt(ctx context.Context, ino vfs.Ino, p []byte, off int64) (
 }
 
 // InodeBlock returns the block that holds the inode ino, without reading it.
-func (r *Reader) InodeBlock(ino vfs.Ino) (Extent, bool) {
+func (r *Reader) InodeBlock(ino vfs.Ino) (vfs.Extent, bool) {
 	if ino == 0 || ino > vfs.Ino(r.f.sb.inodes) {
-		return Extent{}, false
+		return vfs.Extent{}, false
 	}
 	g, i := r.f.sb.inodePos(ino)
 	at := r.f.sb.off(r.f.groups[g].inodeTable) + int64(i)*int64(r.f.sb.inodeSize)
-	return Extent{at &^ (r.f.sb.blockSize - 1), r.f.sb.blockSize}, true
+	return vfs.Extent{Off: at &^ (r.f.sb.blockSize - 1), Len: r.f.sb.blockSize}, true
 }
-
-// An Extent is a part of a volume, in bytes.
-type Extent struct{ Off, Len int64 }
 
 // Extents returns where on the volume the blocks lie that hold bytes
 // [off, off+n) of the regular file ino, without the holes.
-func (r *Reader) Extents(ctx context.Context, ino vfs.Ino, off, n int64) ([]Extent, error) {
+func (r *Reader) Extents(ctx context.Context, ino vfs.Ino, off, n int64) ([]vfs.Extent, error) {
 	if err := r.f.begin(ctx); err != nil {
 		return nil, err
 	}
@@ -83,7 +85,7 @@ func (r *Reader) Extents(ctx context.Context, ino vfs.Ino, off, n int64) ([]Exte
 	if off >= end {
 		return nil, nil
 	}
-	var all []Extent
+	var all []vfs.Extent
 	for at := uint64(off / bs); int64(at)*bs < end && at < endOfFile; {
 		m, err := r.f.lookup(ctx, node, at)
 		if err != nil {
@@ -91,7 +93,7 @@ func (r *Reader) Extents(ctx context.Context, ino vfs.Ino, off, n int64) ([]Exte
 		}
 		m.n = min(m.n, uint64((end+bs-1)/bs)-at)
 		if !m.hole {
-			all = append(all, Extent{r.f.sb.off(m.start), int64(m.n) * bs})
+			all = append(all, vfs.Extent{Off: r.f.sb.off(m.start), Len: int64(m.n) * bs})
 		}
 		at += m.n
 	}

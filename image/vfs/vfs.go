@@ -137,3 +137,27 @@ type ContentMapper interface {
 	// at of the target. All three are multiples of 512.
 	MapContent(ctx context.Context, off, n, at int64) error
 }
+
+// An Extent is a part of a volume, in bytes.
+type Extent struct{ Off, Len int64 }
+
+// A Reader is a file system that nobody changes. It is not safe for concurrent
+// use. After an error it may be used on.
+type Reader interface {
+	// Root returns the root directory.
+	Root() Ino
+
+	Stat(ctx context.Context, ino Ino) (Inode, error)
+	ReadDir(ctx context.Context, dir Ino) iter.Seq2[DirEntry, error]
+	Readlink(ctx context.Context, ino Ino) (string, error)
+
+	// ReadAt reads the content of a regular file, holes as zeros.
+	ReadAt(ctx context.Context, ino Ino, p []byte, off int64) (int, error)
+
+	// Extents returns where on the volume the blocks lie that hold bytes
+	// [off, off+n) of a regular file, without the holes.
+	Extents(ctx context.Context, ino Ino, off, n int64) ([]Extent, error)
+
+	// InodeBlock returns the block that holds an inode, without reading it.
+	InodeBlock(ino Ino) (Extent, bool)
+}

@@ -46,7 +46,7 @@ var floors = []struct {
 	{"image/zstdidx", []string{"fetcher"}},
 	{"image/ext4", []string{"fetcher", "backend", "image/vfs"}},
 	{"image/erofs", []string{"backend", "image/vfs"}},
-	{"image/loader", []string{"fetcher", "backend", "image/ext4", "image/vfs"}},
+	{"image/loader", []string{"fetcher", "backend", "image/ext4", "image/erofs", "image/vfs"}},
 	// 2 assembly
 	{"image", []string{"fetcher", "backend", "image/*"}},
 	{"image/build", []string{"fetcher", "fetcher/file", "backend", "image", "image/*"}},

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/overlaybd-go/overlaybd/backend/backendtest"
+	"github.com/overlaybd-go/overlaybd/image/erofs"
 	"github.com/overlaybd-go/overlaybd/image/ext4"
 	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
@@ -20,7 +21,7 @@ import (
 type disk struct {
 	t testing.TB
 	*backendtest.MemVolume
-	fs   *ext4.FS
+	fs   vfs.FileSystem
 	dirs map[string]vfs.Ino
 
 	mu    sync.Mutex // guards all below
@@ -36,14 +37,27 @@ type request struct {
 
 func newDisk(t testing.TB) *disk {
 	t.Helper()
-	d := &disk{t: t, MemVolume: backendtest.NewMemVolume(1 << 30), dirs: map[string]vfs.Ino{"/": ext4.RootIno}}
-	err := ext4.Format(t.Context(), d, ext4.FormatOptions{})
-	if err == nil {
-		d.fs, err = ext4.Open(t.Context(), d)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := emptyDisk(t)
+	d.must(ext4.Format(t.Context(), d, ext4.FormatOptions{}))
+	fs, err := ext4.Open(t.Context(), d)
+	d.must(err)
+	return d.with(fs)
+}
+
+// newErofs returns a disk whose file system is EROFS.
+func newErofs(t testing.TB) *disk {
+	t.Helper()
+	d := emptyDisk(t)
+	d.must(erofs.Format(t.Context(), d, erofs.FormatOptions{}))
+	fs, err := erofs.Open(t.Context(), d)
+	d.must(err)
+	return d.with(fs)
+}
+
+func emptyDisk(t testing.TB) *disk { return &disk{t: t, MemVolume: backendtest.NewMemVolume(1 << 30)} }
+
+func (d *disk) with(fs vfs.FileSystem) *disk {
+	d.fs, d.dirs = fs, map[string]vfs.Ino{"/": fs.Root()}
 	return d
 }
 
@@ -108,9 +122,9 @@ func readFile(t testing.TB, name string) []byte {
 }
 
 // extents returns where the file of that name lies.
-func (d *disk) extents(name string) []ext4.Extent {
+func (d *disk) extents(name string) []vfs.Extent {
 	d.t.Helper()
-	r, err := ext4.NewReader(d.t.Context(), d)
+	r, err := openFiles(d.t.Context(), d)
 	d.must(err)
 	ino, _, ok := newTree(r).find(d.t.Context(), name)
 	if !ok {
@@ -170,7 +184,7 @@ func (d *disk) wasAsked(name string) bool {
 	return true
 }
 
-func (d *disk) covers(e ext4.Extent) bool {
+func (d *disk) covers(e vfs.Extent) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	at := e.Off

@@ -9,7 +9,6 @@ import (
 	"slices"
 
 	"github.com/overlaybd-go/overlaybd/backend"
-	"github.com/overlaybd-go/overlaybd/image/ext4"
 	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
@@ -36,7 +35,7 @@ type file struct {
 	whole   bool // all of it was
 	besides bool // nothing is to be done when it is there
 	names   bool // the names in it are
-	parts   []ext4.Extent
+	parts   []vfs.Extent
 	missing int // spans that have not arrived
 }
 
@@ -76,9 +75,9 @@ func (f *file) head(n int64) []byte {
 }
 
 // extents returns where bytes [off, off+n) of the file lie.
-func (f *file) extents(off, n int64) []ext4.Extent {
+func (f *file) extents(off, n int64) []vfs.Extent {
 	if f.ino == 0 {
-		return []ext4.Extent{{Off: f.at + off, Len: n}}
+		return []vfs.Extent{{Off: f.at + off, Len: n}}
 	}
 	all, _ := f.s.tree.fs.Extents(f.ctx, f.ino, off, n)
 	return all

@@ -43,8 +43,21 @@ func (d *disk) watch(t *testing.T, opts Options, f func(v backend.Volume)) {
 	})
 }
 
+// disks are the file systems that images have.
+var disks = []struct {
+	fs  string
+	new func(testing.TB) *disk
+}{{"ext4", newDisk}, {"erofs", newErofs}}
+
 // TestLibrariesAreThoseOfLdd: all that the dynamic linker maps is asked for.
 func TestLibrariesAreThoseOfLdd(t *testing.T) {
+	for _, d := range disks {
+		t.Run(d.fs, func(t *testing.T) { testLibraries(t, d.new(t)) })
+	}
+}
+
+func testLibraries(t *testing.T, d *disk) {
+	t.Helper()
 	program, err := filepath.EvalSymlinks(need.Command(t, "openssl"))
 	if err != nil {
 		t.Fatal(err)
@@ -53,7 +66,6 @@ func TestLibrariesAreThoseOfLdd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := newDisk(t)
 	for _, name := range []string{"/bin", "/lib", "/lib64"} {
 		if target, err := os.Readlink(name); err == nil {
 			d.link(name, target)

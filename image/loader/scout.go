@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/overlaybd-go/overlaybd/fetcher"
-	"github.com/overlaybd-go/overlaybd/image/ext4"
 )
 
 const (
@@ -108,7 +107,7 @@ func (s *scout) ready(ctx context.Context) bool {
 	if s.tree != nil || s.deaf {
 		return !s.deaf
 	}
-	fs, err := ext4.NewReader(ctx, s.vol)
+	fs, err := openFiles(ctx, s.vol)
 	if err != nil {
 		s.deaf = ctx.Err() == nil && !errors.Is(err, fetcher.ErrTemporary)
 		return false

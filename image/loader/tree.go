@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/overlaybd-go/overlaybd/image/ext4"
 	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
@@ -25,7 +24,7 @@ const (
 // the directories that it has seen, since most are asked for again and again,
 // above all for what is not there.
 type tree struct {
-	fs      *ext4.Reader
+	fs      vfs.Reader
 	dirs    map[string]*dir // by path as asked for, nil if there is none
 	entries int
 	lookups int
@@ -38,7 +37,7 @@ type dir struct {
 	suffixes []string // of the names that end in .so, from the first dot on
 }
 
-func newTree(fs *ext4.Reader) *tree { return &tree{fs: fs, dirs: make(map[string]*dir)} }
+func newTree(fs vfs.Reader) *tree { return &tree{fs: fs, dirs: make(map[string]*dir)} }
 
 // has reports whether the directory at path has a name.
 func (t *tree) has(ctx context.Context, path, name string) bool {
@@ -103,7 +102,7 @@ func (t *tree) walk(ctx context.Context, name string, hops *int) *dir {
 // read reads the directory at name.
 func (t *tree) read(ctx context.Context, name string, hops *int) *dir {
 	if name == "/" {
-		return t.list(ctx, ext4.RootIno, name)
+		return t.list(ctx, t.fs.Root(), name)
 	}
 	e, real, ok := t.follow(ctx, name, hops)
 	if !ok || e.Type != vfs.TypeDirectory {

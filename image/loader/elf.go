@@ -30,10 +30,18 @@ const (
 	pfExec  = 1
 	pfWrite = 2
 
-	dtNeeded  = 1
-	dtStrtab  = 5
-	dtRpath   = 15
-	dtRunpath = 29
+	dtNeeded    = 1
+	dtStrtab    = 5
+	dtSymtab    = 6
+	dtRela      = 7
+	dtRelaSize  = 8
+	dtStrSize   = 10
+	dtInit      = 12
+	dtFini      = 13
+	dtRpath     = 15
+	dtInitArray = 25
+	dtInitSize  = 27
+	dtRunpath   = 29
 )
 
 // Bounds of what is read of an ELF file.
@@ -101,9 +109,14 @@ func (e *elf) size() (n int64) {
 	return n
 }
 
+// writtenShare is how much more of what the dynamic linker writes to is fetched
+// than of the tables that it looks names up in: it goes through all of it.
+const writtenShare = 4
+
 // parts returns what the dynamic linker reads of the file, of each part at most
-// limit bytes: the dynamic section, the tables that it points to, which lie at
-// the beginning, with or without the code behind them, and what it writes to.
+// limit bytes, or writtenShare times that: the dynamic section, the tables that
+// it points to, which lie at the beginning, with or without the code behind them,
+// and what it writes to.
 func (e *elf) parts(limit int64) []segment {
 	dynamic := e.dynamic
 	dynamic.n = min(dynamic.n, maxDynamic, limit)
@@ -112,7 +125,11 @@ func (e *elf) parts(limit int64) []segment {
 		if i == 0 && s.flags&pfExec != 0 {
 			s.n /= 4
 		}
-		if i == 0 || s.flags&pfWrite != 0 {
+		switch {
+		case s.flags&pfWrite != 0:
+			s.n = min(s.n, writtenShare*limit)
+			all = append(all, s)
+		case i == 0:
 			s.n = min(s.n, limit)
 			all = append(all, s)
 		}
@@ -133,6 +150,19 @@ func (e *elf) rest() (all []segment) {
 	return all
 }
 
+// faultAround is how much of a file, in bytes, a page fault reads before and
+// behind the page, if the kernel reads 128 KiB ahead: see blockmount. It waits
+// for all of it.
+const faultAround = 64 << 10
+
+// around returns s with what is read with it.
+func (s segment) around() segment {
+	off := max(s.off-faultAround, 0)
+	s.n += s.off - off + faultAround
+	s.off = off
+	return s
+}
+
 // fileOff returns where in the file the byte at addr is.
 func (e *elf) fileOff(addr uint64) (int64, bool) {
 	for _, s := range e.loads {
@@ -148,6 +178,7 @@ type links struct {
 	interp         string
 	needed         []string
 	rpath, runpath []string
+	dynamic        []byte // the section
 }
 
 // links reads the names of other files from r, which is the file.
@@ -159,6 +190,7 @@ func (e *elf) links(r io.ReaderAt) (l links, err error) {
 	if _, err := r.ReadAt(raw, e.dynamic.off); err != nil && !errors.Is(err, io.EOF) {
 		return l, err
 	}
+	l.dynamic = raw
 	names, ok := e.fileOff(tagValue(raw, dtStrtab))
 	if !ok {
 		return l, nil // a static program

@@ -6,6 +6,9 @@ import (
 	"bytes"
 	debugelf "debug/elf"
 	"encoding/binary"
+	"maps"
+	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -118,9 +121,72 @@ func TestHostileELF(t *testing.T) {
 func FuzzParseELF(f *testing.F) {
 	f.Add(makeELF(0, dtNeeded, "liba.so", dtRunpath, "$ORIGIN/../lib:/opt/lib", dtRpath, "/x"))
 	f.Add([]byte("\x7fELF\x02\x01"))
+	f.Add(makeELF(0, dtSymtab, "symbols", dtInit, "code", dtInitArray, "12345678", dtInitSize, "8", dtRela, "relocations"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if l := everything(data); len(l.needed) > maxNeeded {
+		l := everything(data)
+		if len(l.needed) > maxNeeded {
 			t.Errorf("%d libraries needed", len(l.needed))
 		}
+		e, err := parseELF(data[:min(len(data), headBytes)])
+		if err != nil {
+			return
+		}
+		r, symbols := bytes.NewReader(data), 0
+		e.symbols(r, l.dynamic, int64(len(data)), func(s symbol) {
+			if symbols++; len(s.name) > maxImport {
+				t.Errorf("a name of %d bytes", len(s.name))
+			}
+		})
+		if ends := len(e.ends(r, l.dynamic)); ends > maxInits+2 || symbols > maxSymbols {
+			t.Errorf("%d functions, %d symbols", ends, symbols)
+		}
 	})
+}
+
+// TestSymbolsAreThoseOfDebugELF: what programs import, and which of a library's
+// functions tell which one of several is meant.
+func TestSymbolsAreThoseOfDebugELF(t *testing.T) {
+	for _, path := range []string{need.Command(t, "openssl"), libc(t)} {
+		data := readFile(t, path)
+		f, err := debugelf.NewFile(bytes.NewReader(data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := f.DynamicSymbols()
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, got := make(map[string]uint64), make(map[string]uint64)
+		for _, s := range all {
+			if s.Section == debugelf.SHN_UNDEF || debugelf.ST_TYPE(s.Info) == sttIFunc {
+				want[s.Name] = s.Value
+			}
+		}
+		e, err := parseELF(data[:headBytes])
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := e.links(bytes.NewReader(data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.symbols(bytes.NewReader(data), l.dynamic, int64(len(data)), func(s symbol) { got[string(s.name)] = s.addr })
+		if len(want) == 0 || !maps.Equal(got, want) {
+			t.Errorf("%s: %d symbols, want %d", path, len(got), len(want))
+		}
+	}
+}
+
+// libc returns the path of the C library, as ldd knows it.
+func libc(t *testing.T) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), need.Command(t, "ldd"), need.Command(t, "openssl")).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`(/\S+/libc\.so\S*) \(0x`).FindSubmatch(out)
+	if m == nil {
+		t.Fatalf("ldd said %s", out)
+	}
+	return string(m[1])
 }

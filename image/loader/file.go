@@ -30,7 +30,10 @@ type file struct {
 	size  int64    // 0 if not known
 	rpath []string // where else the dynamic linker looks for what it needs
 
+	most int64 // up to which size it is fetched as a whole, 0 for the usual
+
 	program bool // it was started
+	needed  bool // a program or another library is linked with it
 	asked   bool // all that leads to others was asked for
 	whole   bool // all of it was
 	besides bool // nothing is to be done when it is there
@@ -115,13 +118,22 @@ func (s *scout) spend(n *int64) bool {
 // find wants the beginning of the file at name, of which all that is no larger
 // than whole. It reports whether there is one.
 func (s *scout) find(ctx context.Context, name string, whole int64, rpath []string) bool {
+	return s.findAs(ctx, name, file{most: whole, rpath: rpath})
+}
+
+// findAs is find for a file of which something is known.
+func (s *scout) findAs(ctx context.Context, name string, f file) bool {
 	ino, real, ok := s.tree.find(ctx, name)
 	if !ok {
 		return false
 	}
-	f := &file{s: s, ctx: ctx, name: real, ino: ino, rpath: rpath}
+	f.s, f.ctx, f.name, f.ino = s, ctx, real, ino
 	first := f.extents(0, 1)
-	if len(first) == 0 || s.files >= maxFiles || !s.remember(first[0].Off) {
+	if len(first) == 0 || s.files >= maxFiles {
+		return true
+	}
+	if f.at = first[0].Off; !s.remember(f.at) {
+		s.findAgain(f.at, f.most)
 		return true
 	}
 	s.files++
@@ -129,19 +141,32 @@ func (s *scout) find(ctx context.Context, name string, whole int64, rpath []stri
 	if err != nil {
 		return true
 	}
-	f.at, f.size = first[0].Off, st.Size
+	f.size = st.Size
 	switch {
 	case st.Size <= smallFile:
 		f.asked, f.whole = true, true
-		s.want(f, 0, st.Size)
-	case st.Size <= whole:
-		s.want(f, 0, headBytes)
-		s.wantBesides(f, 0, st.Size)
+		s.want(&f, 0, st.Size)
+	case st.Size <= f.most:
+		s.want(&f, 0, headBytes)
+		s.wantBesides(&f, 0, st.Size)
 		f.whole = true
 	default:
-		s.want(f, 0, headBytes)
+		s.want(&f, 0, headBytes)
+		s.parted[f.at] = &f
 	}
 	return true
+}
+
+// findAgain wants the rest of the file that begins at byte at, of which only
+// parts were wanted so far, if it is no larger than whole.
+func (s *scout) findAgain(at, whole int64) {
+	f := s.parted[at]
+	if f == nil || f.size > whole {
+		return
+	}
+	delete(s.parted, at)
+	s.wantBesides(f, 0, f.size)
+	f.whole = true
 }
 
 // A span is a part of the volume to be fetched at once.

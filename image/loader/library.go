@@ -3,6 +3,7 @@
 package loader
 
 import (
+	"cmp"
 	"context"
 	"path"
 	"slices"
@@ -33,27 +34,36 @@ func (s *scout) openELF(ctx context.Context, f *file, head []byte) {
 	n := max(f.size, e.size())
 	if n <= smallFile {
 		s.want(f, 0, n)
+		f.whole = true
 		return
 	}
-	part := s.opts.Part
-	if whole := n <= s.opts.Whole || f.program && n <= 2*s.opts.Whole; whole {
+	part, whole := s.opts.Part, n <= cmp.Or(f.most, s.opts.Whole) || f.program && n <= 2*s.opts.Whole
+	if whole {
 		part = n
 		for _, r := range e.rest() {
 			s.wantBesides(f, r.off, r.n)
 		}
 	}
 	for _, p := range e.parts(part) {
+		if !whole {
+			p = p.around()
+		}
 		s.want(f, p.off, p.n)
 	}
+	f.whole = f.whole || whole
 }
 
 // link asks for the libraries that f needs, where the dynamic linker would look
-// for them, and for the linker.
+// for them, and for the linker. A program's own libraries, and those of a module
+// that it loads, are fetched in whole, those that only libraries need are not:
+// Redis is linked with libsystemd for one function, and that with four libraries
+// for compression and cryptography, of which nothing runs.
 func (s *scout) link(ctx context.Context, f *file, e *elf) {
 	l, err := e.links(f)
 	if err != nil {
 		return
 	}
+	s.bind(f, e, l.dynamic)
 	if l.interp != "" {
 		s.find(ctx, l.interp, s.opts.Whole, nil)
 		s.find(ctx, "/etc/ld.so.cache", s.opts.Whole, nil)
@@ -72,8 +82,12 @@ func (s *scout) link(ctx context.Context, f *file, e *elf) {
 		}
 	}
 	s.fetchInodes(ctx, entries)
+	most := s.opts.Whole
+	if f.needed {
+		most = smallFile
+	}
 	for _, p := range paths {
-		s.find(ctx, p, s.opts.Whole, rpath)
+		s.findAs(ctx, p, file{most: most, rpath: rpath, needed: true})
 	}
 }
 

@@ -4,6 +4,7 @@ package loader
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/overlaybd-go/overlaybd/backend"
 	"github.com/overlaybd-go/overlaybd/fetcher"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 	"github.com/overlaybd-go/overlaybd/tests/need"
 )
 
@@ -169,6 +171,41 @@ func TestLargeLibraries(t *testing.T) {
 		d.start(v, "/bin/program")
 		if d.wasAsked("/lib/liblarge.so") || !d.wasAsked("/lib/libnext.so") {
 			t.Error("all of the large library was asked for, or not the one it needs")
+		}
+	})
+}
+
+// TestLibrariesOfLibraries: of those that only libraries need no more is fetched
+// than what the dynamic linker reads, and the code that runs at once, until a
+// program needs them itself.
+func TestLibrariesOfLibraries(t *testing.T) {
+	d := newDisk(t)
+	const size, runs = 1 << 20, 600 << 10 // where the code is that ends it
+	inner := makeELF(size)
+	le := binary.LittleEndian
+	le.PutUint64(inner[512+elfDynamic:], dtFini)
+	le.PutUint64(inner[512+elfDynamic+8:], 0x400000+runs)
+	le.PutUint64(inner[elfHeader+2*elfProgram+32:], 2*elfDynamic)
+	le.PutUint32(inner[elfHeader+elfProgram+4:], 5) // executable, not written to
+	d.file("/lib/libinner.so", inner)
+	d.file("/gap", make([]byte, 2*mergeGap))
+	d.file("/lib/libouter.so", makeELF(size, dtNeeded, "libinner.so"))
+	d.file("/gap'", make([]byte, 2*mergeGap))
+	d.file("/bin/program", makeELF(0, dtNeeded, "libouter.so"))
+	d.file("/bin/second", makeELF(0, dtNeeded, "libinner.so"))
+	part := func(off int64) vfs.Extent {
+		return vfs.Extent{Off: d.extents("/lib/libinner.so")[0].Off + off, Len: 4096}
+	}
+	d.watch(t, Options{}, func(v backend.Volume) {
+		d.start(v, "/bin/program")
+		if !d.wasAsked("/lib/libouter.so") || !d.covers(part(0)) || !d.covers(part(runs)) {
+			t.Error("the program's library was not asked for in whole, or that library's not in part")
+		}
+		if d.covers(part(runs / 2)) {
+			t.Error("all of a library's library was asked for")
+		}
+		if d.start(v, "/bin/second"); !d.wasAsked("/lib/libinner.so") {
+			t.Error("a program's library that was a library's before was not asked for in whole")
 		}
 	})
 }

@@ -47,6 +47,9 @@ type scout struct {
 	programs map[int64]program // of tree, by where they begin
 	indexed  int               // how many of programTypes are among them
 
+	imports map[string]struct{} // what files name that others have
+	parted  map[int64]*file     // those fetched in parts, by where they begin
+
 	wanted  []*file // not yet asked for
 	besides []*file // not yet asked for either; no work with what arrives
 	queue   []span  // to be asked for
@@ -57,7 +60,10 @@ type scout struct {
 }
 
 func newScout(vol Volume, opts Options) *scout {
-	return &scout{vol: vol, opts: opts, known: make(map[int64]struct{}), back: make(chan span, opts.Parallel)}
+	return &scout{
+		vol: vol, opts: opts, known: make(map[int64]struct{}), back: make(chan span, opts.Parallel),
+		imports: make(map[string]struct{}), parted: make(map[int64]*file),
+	}
 }
 
 // run looks at the files that begin at the offsets seen, until ctx is done.
@@ -99,6 +105,8 @@ func (s *scout) catchUp(ctx context.Context) {
 func (s *scout) forget() {
 	if s.running == 0 {
 		s.tree, s.programs, s.indexed, s.files, s.bytes, s.near = nil, nil, 0, 0, 0, 0
+		clear(s.imports)
+		clear(s.parted)
 	}
 }
 

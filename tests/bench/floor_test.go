@@ -81,7 +81,9 @@ func findFloor(tb testing.TB, registry *e2e.Registry, command []string) (f floor
 	noted := &noting{Volume: disk, blocks: make(map[int64]bool)}
 	var touched []int64
 	out := output{first: func() { touched = noted.sorted() }}
-	out.chroot(tb, rootOf(tb, noted), command)
+	root, lower := rootOf(tb, noted)
+	readNothingAhead(tb, lower)
+	out.chroot(tb, root, command)
 
 	var sum counter
 	block := make([]byte, floorBlock)
@@ -126,9 +128,9 @@ func (n *noting) sorted() []int64 {
 	return slices.Sorted(maps.Keys(n.blocks))
 }
 
-// rootOf returns the root directory of a container on the disk v, of which the
-// kernel reads nothing ahead.
-func rootOf(tb testing.TB, v backend.Volume) (root string) {
+// rootOf returns the root directory of a container on the disk v, and where that
+// is mounted.
+func rootOf(tb testing.TB, v backend.Volume) (root, lower string) {
 	tb.Helper()
 	dir := tb.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
@@ -150,12 +152,11 @@ func rootOf(tb testing.TB, v backend.Volume) (root string) {
 		tb.Fatal(err)
 	}
 	atEnd(tb, func() error { return unix.Unmount(in("lower"), 0) })
-	readNothingAhead(tb, in("lower"))
-	root = in("root")
+	root, lower = in("root"), in("lower")
 	mountAt(tb, "overlay", root, "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", in("lower"), in("upper"), in("work")))
 	mountAt(tb, "proc", filepath.Join(root, "proc"), "proc", 0, "")
 	mountAt(tb, "/dev", filepath.Join(root, "dev"), "", unix.MS_BIND, "")
-	return root
+	return root, lower
 }
 
 func mountAt(tb testing.TB, source, target, fs string, flags uintptr, data string) {

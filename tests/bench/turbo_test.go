@@ -76,7 +76,7 @@ func BenchmarkTurbo(b *testing.B) {
 func printTurbo(w io.Writer, of workload, f form, all []start, native start, a added) {
 	m := median(all)
 	s := m.summary()
-	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%.2f\t%s\t%d\t%d\t%.1f\t%.2f\t%.2f\t%.2f\t%.2f\t%s\t%d\t%s\t\n", of.name, f.tag,
+	_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%.2f\t%s\t%d\t%d\t%.1f\t%.2f\t%.2f\t%.2f\t%.2f\t%s\t%d\t%s\t\n", of.name, f.tag,
 		seconds(m.pulled.Sub(m.begun)), seconds(m.took()), m.took().Seconds()/native.took().Seconds(), seconds(m.again),
 		s.Requests, len(m.log.Chain()), float64(s.Bytes)/1e6, float64(s.Bytes)/float64(native.summary().Bytes),
 		100*a.of(a.index), 100*a.of(a.metadata), 100*a.of(a.stored), seconds(m.daemons.cpu()), m.daemons.peak>>20, each(all))

@@ -23,8 +23,10 @@ import (
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/fetcher/file"
 	"github.com/overlaybd-go/overlaybd/image"
+	"github.com/overlaybd-go/overlaybd/image/erofs"
 	"github.com/overlaybd-go/overlaybd/image/ext4"
 	"github.com/overlaybd-go/overlaybd/image/spec"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 	"github.com/overlaybd-go/overlaybd/tests/bench/shape"
 	"github.com/overlaybd-go/overlaybd/tests/e2e"
 )
@@ -113,7 +115,11 @@ func wasteOf(tb testing.TB, registry *e2e.Registry, f floor, log shape.Log) []wa
 			total.fetched += r[1] - r[0]
 		}
 	}
-	sorted := []waste{*total}
+	index := &waste{name: "indexes of layers", fetched: total.fetched}
+	for _, w := range all {
+		index.fetched -= w.fetched
+	}
+	sorted := []waste{*total, *index}
 	for _, w := range all {
 		sorted = append(sorted, *w)
 	}
@@ -158,22 +164,32 @@ func (o owners) of(b int64) string { return cmp.Or(o.blocks[b], "metadata") }
 
 func ownersOf(tb testing.TB, disk backend.Volume) owners {
 	tb.Helper()
-	fs, err := ext4.NewReader(tb.Context(), disk)
+	head := make([]byte, 4)
+	if _, err := disk.ReadAt(tb.Context(), head, 1024); err != nil {
+		tb.Fatal(err)
+	}
+	var fs vfs.Reader
+	var err error
+	if string(head) == "\xe2\xe1\xf5\xe0" { // the magic number of EROFS
+		fs, err = erofs.NewReader(tb.Context(), disk)
+	} else {
+		fs, err = ext4.NewReader(tb.Context(), disk)
+	}
 	if err != nil {
 		tb.Fatal(err)
 	}
 	o := owners{make(map[int64]string), make(map[string]int64)}
-	var walk func(dir ext4.Ino, name string)
-	walk = func(dir ext4.Ino, name string) {
+	var walk func(dir vfs.Ino, name string)
+	walk = func(dir vfs.Ino, name string) {
 		for e, err := range fs.ReadDir(tb.Context(), dir) {
 			if err != nil {
 				tb.Fatal(err)
 			}
 			sub := path.Join(name, e.Name)
 			switch e.Type {
-			case ext4.TypeDirectory:
+			case vfs.TypeDirectory:
 				walk(e.Ino, sub)
-			case ext4.TypeRegular:
+			case vfs.TypeRegular:
 				extents, err := fs.Extents(tb.Context(), e.Ino, 0, 1<<40)
 				if err != nil {
 					tb.Fatal(err)
@@ -187,7 +203,7 @@ func ownersOf(tb testing.TB, disk backend.Volume) owners {
 			}
 		}
 	}
-	walk(ext4.RootIno, "/")
+	walk(fs.Root(), "/")
 	return o
 }
 

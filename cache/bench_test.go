@@ -20,9 +20,17 @@ import (
 // content.
 func hitBlob(tb testing.TB, size int64) (*cache.Blob, *os.File) {
 	tb.Helper()
-	data := content(size)
-	b := openBlob(tb, openCache(tb, cache.Options{}), "x", newSource(data))
-	if err := b.Prefetch(tb.Context(), 0, size); err != nil {
+	return hitBlobOf(tb, newSource(content(size)))
+}
+
+func hitBlobOf(tb testing.TB, src fetcher.Blob) (*cache.Blob, *os.File) {
+	tb.Helper()
+	b := openBlob(tb, openCache(tb, cache.Options{}), "x", src)
+	if err := b.Prefetch(tb.Context(), 0, src.Size()); err != nil {
+		tb.Fatal(err)
+	}
+	data := make([]byte, src.Size())
+	if _, err := src.ReadAt(tb.Context(), data, 0); err != nil {
 		tb.Fatal(err)
 	}
 	name := filepath.Join(tb.TempDir(), "plain")
@@ -58,7 +66,13 @@ const benchSize = 64 << 20
 
 // BenchmarkReadHit4K: what does a hit cost over pread of a plain file?
 func BenchmarkReadHit4K(b *testing.B) {
-	blob, plain := hitBlob(b, benchSize)
+	b.Run("blocks", func(b *testing.B) { benchmarkHits(b, newSource(content(benchSize))) })
+	b.Run("spans", func(b *testing.B) { benchmarkHits(b, spanned{newSource(content(benchSize)), 1<<20 + 777}) })
+}
+
+func benchmarkHits(b *testing.B, src fetcher.Blob) {
+	b.Helper()
+	blob, plain := hitBlobOf(b, src)
 	ctx, p := b.Context(), make([]byte, 4096)
 	r := rand.New(rand.NewPCG(1, 1))
 	var hit, base time.Duration

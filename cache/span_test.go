@@ -200,3 +200,25 @@ func TestSpansLast(t *testing.T) {
 		t.Errorf("got %+v", s)
 	}
 }
+
+func TestHitsInSpansDoNotAllocate(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	const size = 4 << 20
+	src := newInflater(content(size), 1<<20, rand.New(rand.NewPCG(4, 4)))
+	b := openBlob(t, openCache(t, cache.Options{}), "x", src)
+	if err := b.Prefetch(t.Context(), 0, size); err != nil {
+		t.Fatal(err)
+	}
+	ctx, p := t.Context(), make([]byte, 4096)
+	off := int64(0)
+	if n := testing.AllocsPerRun(100, func() {
+		off = (off + 12345) % (size - 4096)
+		if _, err := b.ReadAt(ctx, p, off); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations per hit, want 0", n)
+	}
+}

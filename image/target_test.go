@@ -239,7 +239,7 @@ func readTarget(tb testing.TB, v *spec.Volume, blobs fetcher.Opener, content []b
 // TestTargetIsFetchedOnce: whatever the order, each span is fetched and inflated
 // once, and the next time not at all.
 func TestTargetIsFetchedOnce(t *testing.T) {
-	content := []byte(hex.EncodeToString(fetchertest.Content(12<<20, 7)))
+	content := []byte(hex.EncodeToString(fetchertest.Content(5<<20, 7)))
 	for name, order := range map[string][]int{
 		"in order":  upTo(len(content) / (128 << 10)),
 		"at random": rand.New(rand.NewPCG(1, 2)).Perm(len(content) / 4096),
@@ -278,7 +278,7 @@ func upTo(n int) []int {
 // BenchmarkTarget: how much longer than to inflate a gzip file does it take to
 // read it in order through the index and an empty cache?
 func BenchmarkTarget(b *testing.B) {
-	content := []byte(hex.EncodeToString(fetchertest.Content(24<<20, 7)))
+	content := []byte(hex.EncodeToString(fetchertest.Content(16<<20, 7)))
 	reg := fetchertest.NewRegistry(b, fetchertest.Options{})
 	v, packed := farTarget(b, reg, content)
 	var took, base time.Duration

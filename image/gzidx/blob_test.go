@@ -71,9 +71,9 @@ func (s *source) Close() error {
 // indexed returns content, its gzip file, and an index of many spans.
 func indexed(t testing.TB) (content, z, index []byte) {
 	t.Helper()
-	content = sources(t, 2<<20)
+	content = sources(t, 1<<20)
 	z = gzipped(t, content, 6)
-	_, index = build(t, z, gzidx.Options{Span: 256 << 10})
+	_, index = build(t, z, gzidx.Options{Span: 128 << 10})
 	return content, z, index
 }
 
@@ -119,7 +119,7 @@ func TestReadersShareASpan(t *testing.T) {
 	content, z, index := indexed(t)
 	src := &source{memBlob: z, gate: make(chan struct{}), seen: make(chan struct{}, 100)}
 	b := open(t, src, index)
-	start, end := b.Span(1 << 20)
+	start, end := b.Span(1 << 19)
 	var wg sync.WaitGroup
 	for i := range 20 {
 		wg.Go(func() {

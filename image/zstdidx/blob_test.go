@@ -169,7 +169,7 @@ func TestKeptForAWhile(t *testing.T) {
 		b := open(t, src, index)
 		read := func(after time.Duration) int {
 			t.Helper()
-			time.Sleep(after) //nolint:forbidigo // a bubble's time
+			time.Sleep(after)
 			if _, err := b.ReadAt(t.Context(), make([]byte, 10), 0); err != nil {
 				t.Fatal(err)
 			}

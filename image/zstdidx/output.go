@@ -42,43 +42,40 @@ func (o *output) extend(n int) ([]byte, error) {
 	return o.buf[at:], nil
 }
 
-// far copies a match to byte p that begins before the span: it notes what is
-// taken from there, or takes it from what was noted.
-func (o *output) far(p, offset, length int) error {
+// far is for a match to byte p that begins before the span. Where buf has what it
+// takes, far notes it, for the caller to copy as any other; otherwise it copies
+// the match from what was noted once, and reports true.
+func (o *output) far(p, offset, length int) (copied bool, err error) {
 	from := p - offset
-	if from < o.frame || o.frame > o.base {
-		return malformed("match of offset %d begins before its frame", offset)
-	}
-	buf := o.buf[:cap(o.buf)]
-	n := min(length, o.base-from)
 	switch {
+	case from < o.frame || o.frame > o.base:
+		return false, malformed("match of offset %d begins before its frame", offset)
 	case o.past != nil:
-		if !o.past.copy(buf[p:p+n], o.base-from) {
-			return malformed("match %d bytes before the span, where its index has nothing", o.base-from)
-		}
+		return true, o.recall(p, offset, length)
 	case from < 0:
-		return malformed("match of offset %d begins before what was decoded", offset)
-	default:
-		o.refs = append(o.refs, ref{at: o.start + int64(p), offset: uint32(offset), n: uint32(length)})
-		copyFar(buf, p, from, n)
+		return false, malformed("match of offset %d begins before what was decoded", offset)
+	}
+	o.refs = append(o.refs, ref{at: o.start + int64(p), offset: uint32(offset), n: uint32(length)})
+	return false, nil
+}
+
+// recall copies a match to byte p from the past, and the rest of it, if there is
+// any, from where the span begins.
+func (o *output) recall(p, offset, length int) error {
+	buf := o.buf[:cap(o.buf)]
+	distance := o.base - (p - offset)
+	n := min(length, distance)
+	if !o.past.copy(buf[p:p+n], distance) {
+		return malformed("match %d bytes before the span, where its index has nothing", distance)
 	}
 	if n < length {
-		copyFar(buf, p+n, from+n, length-n)
+		overlap(buf[o.base:p+length], p+n-o.base)
 	}
 	return nil
 }
 
-// copyFar copies n bytes inside buf, which may be some of those it makes.
-func copyFar(buf []byte, p, from, n int) {
-	if from+n <= p {
-		copy(buf[p:p+n], buf[from:])
-		return
-	}
-	overlap(buf[from:p+n], p-from)
-}
-
 // maxGrowth is by how much a buffer grows at most, bytes. It doubles before.
-const maxGrowth = 32 << 20
+const maxGrowth = 16 << 20
 
 // slide makes room for n bytes by forgetting all that lies before byte keep, or
 // by growing where that would be a poor gain.

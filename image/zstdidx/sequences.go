@@ -144,12 +144,14 @@ func (d *decoder) execute(r backward, n int) (used int, err error) {
 		if offset > window || offset <= 0 {
 			return 0, malformed("match of offset %d, window is %d", offset, window)
 		}
-		from := p - offset
-		switch {
-		case from < near:
-			if err := o.far(p, offset, length); err != nil {
+		from, copied := p-offset, false
+		if from < near {
+			if copied, err = o.far(p, offset, length); err != nil {
 				return 0, err
 			}
+		}
+		switch {
+		case copied:
 		case offset < wide:
 			overlap(buf[from:p+length], offset)
 		case length <= wide:

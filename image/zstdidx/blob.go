@@ -16,8 +16,9 @@ import (
 // A Blob is the content of a zstd file as a [fetcher.Blob]. One byte of a span
 // costs as much to read as all of it; the spans read last are kept.
 type Blob struct {
-	src fetcher.Blob
-	x   *index
+	src   fetcher.Blob
+	x     *index
+	slots chan struct{} // taken by those who decode
 
 	mu      sync.Mutex // guards all below
 	closed  bool
@@ -53,7 +54,7 @@ func Open(_ context.Context, src fetcher.Blob, index io.ReaderAt, indexSize int6
 	if src.Size() != x.CompressedSize {
 		return nil, fmt.Errorf("%w: %d bytes, index is of %d", ErrChanged, src.Size(), x.CompressedSize)
 	}
-	return &Blob{src: src, x: x, flights: map[int]*flight{}}, nil
+	return &Blob{src: src, x: x, slots: make(chan struct{}, maxDecodes), flights: map[int]*flight{}}, nil
 }
 
 // Size returns the number of bytes of content.

@@ -16,6 +16,10 @@ const (
 	// keepFor is how long a Blob keeps spans that nobody reads.
 	keepFor = 10 * time.Second
 
+	// maxDecodes bounds how many spans of a Blob are decoded at a time, each of up
+	// to 64 MiB, and as a rule of 16: most of the time one waits for its bytes.
+	maxDecodes = 8
+
 	// maxIdleDecoders bounds what decoders a Blob keeps, of 0.6 MB each.
 	maxIdleDecoders = 2
 )

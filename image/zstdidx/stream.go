@@ -127,6 +127,12 @@ func (s *stream) decode(i int) ([]byte, error) {
 
 func (s *stream) try(i int) ([]byte, error) {
 	x := &s.b.x.spans[i]
+	select {
+	case s.b.slots <- struct{}{}:
+		defer func() { <-s.b.slots }()
+	case <-s.ctx.Done():
+		return nil, s.ctx.Err()
+	}
 	if err := s.seek(x.pos); err != nil {
 		return nil, err
 	}

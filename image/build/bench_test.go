@@ -51,6 +51,51 @@ func BenchmarkConvert(b *testing.B) {
 		func() error { return converted(b, name, id) })
 }
 
+// BenchmarkTarget: what does it cost to make the blob of a layer whose content
+// stays in the tar.gz, and the index of that, compared with one that has it, and
+// how large are the two?
+func BenchmarkTarget(b *testing.B) {
+	name, id := benchLayer(b)
+	for _, fsType := range []string{build.Ext4, build.EROFS} {
+		b.Run(fsType, func(b *testing.B) {
+			var layer, index int64
+			compare(b,
+				func() error { return converted(b, name, id) },
+				func() (err error) {
+					layer, index, err = mapped(b, name, id, fsType)
+					return err
+				})
+			info, err := os.Stat(name)
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(float64(layer)/float64(info.Size())*100, "%-layer-of-tar.gz")
+			b.ReportMetric(float64(index)/float64(info.Size())*100, "%-index-of-tar.gz")
+		})
+	}
+}
+
+// mapped makes the blob of the layer without its content, and the index of the
+// tar.gz. It returns their sizes in bytes.
+func mapped(b *testing.B, name string, id digest.Digest, fsType string) (layer, index int64, err error) {
+	var n counter
+	blob, err := convert.NewBlob(func(w io.Writer, names lsmt.CommitOptions) error {
+		return appliedTo(b, build.Options{FSType: fsType, Target: true}, name, build.Layer{DiffID: id, Names: names, Index: &n}, w)
+	}, convert.BlobOptions{ChainID: id, TempDir: b.TempDir()})
+	if err != nil {
+		return 0, 0, err
+	}
+	return blob.Descriptor().Size, int64(n), blob.Close()
+}
+
+// A counter counts bytes.
+type counter int64
+
+func (c *counter) Write(p []byte) (int, error) {
+	*c += counter(len(p))
+	return len(p), nil
+}
+
 // converted makes the blob of the layer.
 func converted(b *testing.B, name string, id digest.Digest) error {
 	blob, err := convert.NewBlob(func(w io.Writer, names lsmt.CommitOptions) error {
@@ -144,7 +189,12 @@ func peakRSS(b *testing.B) (n int64) {
 
 // applied makes a layer of the tar.gz and writes it to w.
 func applied(b *testing.B, name string, l build.Layer, w io.Writer) error {
-	c := build.New(build.Options{Dir: b.TempDir()})
+	return appliedTo(b, build.Options{}, name, l, w)
+}
+
+func appliedTo(b *testing.B, opts build.Options, name string, l build.Layer, w io.Writer) error {
+	opts.Dir = b.TempDir()
+	c := build.New(opts)
 	defer c.Close()
 	r := fileLayer(name)(b)
 	defer r.Close()

@@ -13,17 +13,14 @@ import (
 	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
-// Stat describes the file ino.
+// Stat describes the file ino. A directory has the size that it had with the
+// last Sync.
 func (f *FS) Stat(ctx context.Context, ino vfs.Ino) (vfs.Inode, error) {
-	n, in, err := f.stat(ctx, ino)
+	_, in, err := f.stat(ctx, ino)
 	if err != nil {
 		return vfs.Inode{}, err
 	}
-	size := in.size
-	if n.draft != nil && n.draft.loaded {
-		_, size = packDirents(n.draft.sorted())
-	}
-	return vfs.Inode{Ino: ino, Attr: in.attr(), Links: in.links, Size: size}, nil
+	return vfs.Inode{Ino: ino, Attr: in.attr(), Links: in.links, Size: in.size}, nil
 }
 
 // sorted returns the names in the directory d as they are written.

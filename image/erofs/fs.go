@@ -38,8 +38,8 @@ const (
 	editorBlocks = 16 << 20 / blockSize
 
 	// maxHeld bounds what an FS holds of the changes until they are written
-	// (2 GiB): some five million files.
-	maxHeld = 2 << 30
+	// (1 GiB): some two million files.
+	maxHeld = 1 << 30
 )
 
 // rootIno is the number of the root directory, which is known first.
@@ -102,7 +102,7 @@ type entry struct {
 
 // Estimates of memory, in bytes.
 const (
-	nodeBytes  = 300 // a node, a draft
+	nodeBytes  = 360 // a node, a draft
 	entryBytes = 60  // an entry without its name
 )
 

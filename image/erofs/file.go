@@ -23,7 +23,7 @@ type fileWriter struct {
 	start  int64  // of the content on the device, in bytes
 	off    int64  // of the next byte
 	tail   []byte // what is there of the block that off is in, zeros not counted
-	mapped bool
+	ended  bool   // the rest of the last block is not to be written
 	closed bool
 }
 
@@ -66,7 +66,7 @@ func (w *fileWriter) check(n int64) error {
 	switch {
 	case w.closed:
 		return fs.ErrClosed
-	case w.mapped || n < 0:
+	case w.ended || n < 0:
 		return syscall.EINVAL
 	}
 	return w.room(n)
@@ -140,6 +140,7 @@ func (w *fileWriter) Skip(n int64) error {
 }
 
 // Map makes the next n bytes those from byte offset at of the layer's target.
+// More may follow if they end at a block.
 func (w *fileWriter) Map(at, n int64) error {
 	if err := w.check(n); err != nil {
 		return err
@@ -162,7 +163,7 @@ func (w *fileWriter) Map(at, n int64) error {
 		}
 	}
 	w.off += n
-	w.mapped = w.inBlock() > 0
+	w.ended = w.inBlock() > 0
 	return nil
 }
 

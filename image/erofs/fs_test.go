@@ -180,6 +180,31 @@ func TestMapRefuses(t *testing.T) {
 	}
 }
 
+// TestMapThenWrite makes a file whose end is not in the target.
+func TestMapThenWrite(t *testing.T) {
+	c := newLayers(64<<20, true)
+	f := format(t, c.top())
+	data := pattern(1, 3*4096+100)
+	w := must(f.Writer(t.Context(), must(f.Create(t.Context(), f.Root(), "file", attr(syscall.S_IFREG))), 0))
+	if err := w.Map(c.addTarget(data[:8192]), 8192); err != nil {
+		t.Fatal(err)
+	}
+	must(w.Write(data[8192:]))
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	flush(t, f)
+	if err := c.next(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r := must(erofs.NewReader(t.Context(), must(c.disk(t.Context(), false))))
+	got := make([]byte, len(data))
+	must(r.ReadAt(t.Context(), must(r.Lookup(t.Context(), r.Root(), "file")), got, 0))
+	if !bytes.Equal(got, data) {
+		t.Error("wrong content")
+	}
+}
+
 // TestFullDevice fills a device, and goes on with what there is room for.
 func TestFullDevice(t *testing.T) {
 	v := backendtest.NewMemVolume(64 << 10)

@@ -28,15 +28,12 @@ import (
 	"github.com/overlaybd-go/overlaybd/image/convert/pipeline"
 	"github.com/overlaybd-go/overlaybd/image/convert/remote"
 	"github.com/overlaybd-go/overlaybd/image/convert/store"
+	"github.com/overlaybd-go/overlaybd/image/gzidx"
 )
 
 // generation is part of the key of what is remembered: it grows whenever a
 // change makes other bytes of the same input.
 const generation = 1
-
-// span is what lies between two points of the index of a compressed layer, in
-// bytes: the default of both kinds of index.
-const span = 1 << 20
 
 // An assembly is all the parts of one conversion.
 type assembly struct {
@@ -239,7 +236,7 @@ func (a *assembly) determinants(f convert.Format) (options map[string]string, er
 		"algorithm": a.algorithm, "bs": strconv.Itoa(a.blockSize), "vsize": strconv.Itoa(a.vsize), "fs": a.fsType,
 	}
 	if f != convert.Native {
-		options["kind"], options["span"] = f.String(), strconv.Itoa(span)
+		options["kind"], options["span"] = f.String(), strconv.Itoa(gzidx.DefaultSpan)
 	}
 	if !a.mkfs {
 		delete(options, "vsize")

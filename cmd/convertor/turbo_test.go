@@ -10,7 +10,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -29,7 +28,6 @@ import (
 	"github.com/overlaybd-go/overlaybd/image/lsmt"
 	"github.com/overlaybd-go/overlaybd/image/zstdidx"
 	"github.com/overlaybd-go/overlaybd/tests/e2e"
-	"github.com/overlaybd-go/overlaybd/tests/need"
 )
 
 // unpack unpacks the blob of a turbo layer as containerd would, and returns
@@ -322,99 +320,4 @@ func referrers(t *testing.T, reg *e2e.Registry, repo string, d digest.Digest) []
 	var index ocispec.Index
 	read(t, r, resolve(t, r), &index)
 	return index.Manifests
-}
-
-// TestTurboDedup: turbo layers are found again, and their originals mounted,
-// but not where the same tar was compressed otherwise.
-func TestTurboDedup(t *testing.T) {
-	reg := e2e.StartRegistry(t)
-	img := makeImage(t, amd64, three...)
-	reg.Push(t, makeImage(t, amd64, three[:2]...), "lib/base", "v1")
-	reg.Push(t, img, "lib/app", "v1")
-	db := filepath.Join(t.TempDir(), "db")
-	to := func(repo, tag string, more ...string) converted {
-		return mustConvert(t, append(more, "--source", reg.Host+"/"+repo+":v1", "--turbo-target", reg.Host+"/out/"+repo+":"+tag, "--db-str", db)...)
-	}
-	count := func(r result) (reused int) {
-		for _, l := range r.Layers {
-			if l.Reused {
-				reused++
-			}
-		}
-		return reused
-	}
-	base := to("lib/base", "a")
-	if count(base.result) != 0 || base.Originals == nil || base.Originals.Mounted != 2 {
-		t.Errorf("the first conversion: %+v", base.result)
-	}
-	app := to("lib/app", "a")
-	if count(app.result) != 2 || len(app.Layers) != 3 || app.Originals.Mounted != 3 {
-		t.Errorf("on known layers: %+v", app.result)
-	}
-	src := place{repository(t, app.Target), app}
-	checkTurbo(t, src, resolve(t, src))
-	if plain := mustConvert(t, "--source", reg.Host+"/lib/app:v1", "--no-upload", "--turboOCI", "x"); plain.Digest != app.Digest {
-		t.Errorf("with known layers %s, without %s", app.Digest, plain.Digest)
-	}
-	if s := to("lib/app", "b"); s.Digest != app.Digest || len(s.Layers) != 0 {
-		t.Errorf("a known manifest: %+v", s.result)
-	}
-	// Both are asked for, one is known.
-	s := to("lib/app", "c", "--target", reg.Host+"/out/lib/app:native")
-	if count(s.Outputs[0]) != 0 || len(s.Outputs[0].Layers) != 3 || len(s.Outputs[1].Layers) != 0 || s.Outputs[1].Digest != app.Digest {
-		t.Errorf("native with a known turbo image: %+v", s.Outputs)
-	}
-	// Another blob of the same tar has another index.
-	changed := relayered(t, img, 0, func(text []byte) []byte {
-		text[4]++ // the time in the gzip header
-		return text
-	})
-	other := mustConvert(t, "--source", changed, "--turbo-target", reg.Host+"/out/lib/app:d", "--db-str", db)
-	if count(other.result) != 0 || other.Originals.Copied != 1 {
-		t.Errorf("of another blob: %+v", other.result)
-	}
-}
-
-// TestTurboOnBaseLayer: the base layer is a native one, below turbo layers.
-func TestTurboOnBaseLayer(t *testing.T) {
-	base := baseLayer(t)
-	img := makeImage(t, amd64, three...)
-	out := filepath.Join(t.TempDir(), "out")
-	s := mustConvert(t, "--source", "oci:"+img.Dir, "--turbo-target", "oci:"+out, "--mkfs=false", "--base-layer", base)
-	src := place{openLayout(t, out, ""), s}
-	var m ocispec.Manifest
-	read(t, src, resolve(t, src), &m)
-	if len(m.Layers) != 4 || m.Layers[0].Annotations[convert.AnnotationVersion] != "0.1.0" || m.Layers[0].MediaType != ocispec.MediaTypeImageLayer {
-		t.Fatalf("layers %+v", m.Layers)
-	}
-	checkDisk(t, disk(t, src, m))
-}
-
-// TestEROFS: the file system may be EROFS in either format; native layers say
-// so, for readers that do not look.
-func TestEROFS(t *testing.T) {
-	img := makeImage(t, amd64, three...)
-	out := filepath.Join(t.TempDir(), "out")
-	s := mustConvert(t, "--source", "oci:"+img.Dir, "--target", "oci:"+out+":native", "--turbo-target", "oci:"+out+":turbo", "--fstype", "erofs")
-	for i, want := range []string{"erofs", ""} {
-		src := place{openLayout(t, out, s.Outputs[i].Format), s}
-		var m ocispec.Manifest
-		read(t, src, resolve(t, src), &m)
-		if got := m.Layers[2].Annotations[convert.AnnotationFSType]; got != want || s.Outputs[i].FSType != "erofs" {
-			t.Errorf("%s layers say they are of %q, want %q", s.Outputs[i].Format, got, want)
-		}
-		dir := filepath.Join(t.TempDir(), "tree")
-		cmd := exec.CommandContext(t.Context(), need.Command(t, "fsck.erofs"), "--extract="+dir, "--no-preserve", disk(t, src, m))
-		if text, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%v: %v\n%s", cmd.Args, err, text)
-		}
-		for name, want := range map[string]string{"etc/b": "two\n", "c": "three\n", "etc/big": strings.Repeat("0123456789abcdef", 1<<16)} {
-			if got := string(slurp(t, filepath.Join(dir, name))); got != want {
-				t.Errorf("%s: %s is %.100q", s.Outputs[i].Format, name, got)
-			}
-		}
-		if _, err := os.Stat(filepath.Join(dir, "etc/a")); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("%s: what was deleted is there: %v", s.Outputs[i].Format, err)
-		}
-	}
 }

@@ -21,12 +21,18 @@ import (
 
 // A converter makes TurboOCI layers on the node. Of the layers below it reads
 // the metadata, from their files or from a registry.
-type converter struct{ cfg *conf.Config }
+type converter struct {
+	cfg  *conf.Config
+	life context.Context //nolint:containedctx // ends with the service, which waits for conversions
+}
 
 var _ snapshotter.Converter = converter{}
 
 // Convert implements [snapshotter.Converter].
 func (c converter) Convert(ctx context.Context, job snapshotter.Conversion) (err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(c.life, cancel)()
 	below, err := c.lowers(job)
 	if err != nil {
 		return err

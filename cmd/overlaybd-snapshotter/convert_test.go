@@ -12,9 +12,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
@@ -26,6 +28,7 @@ import (
 	"github.com/overlaybd-go/overlaybd/fetcher/registry"
 	"github.com/overlaybd-go/overlaybd/image"
 	"github.com/overlaybd-go/overlaybd/image/build"
+	"github.com/overlaybd-go/overlaybd/image/erofs"
 	"github.com/overlaybd-go/overlaybd/image/ext4"
 	"github.com/overlaybd-go/overlaybd/image/spec"
 )
@@ -122,7 +125,7 @@ func TestConvert(t *testing.T) {
 		if i == 0 {
 			diffID = "" // as with a differ that does not tell
 		}
-		v.Lowers = append(v.Lowers, convertLayer(t, converter{cfg}, v, path, kind, diffID))
+		v.Lowers = append(v.Lowers, convertLayer(t, converter{cfg, t.Context()}, v, path, kind, diffID))
 	}
 	remote := registry.New(registry.Options{PlainHTTP: []string{reg.Host()}})
 	defer remote.Close()
@@ -170,6 +173,47 @@ func readFile(t testing.TB, img *image.Image, name string) (string, error) {
 	return "", fs.ErrNotExist
 }
 
+// TestConvertErofs: the file system of a layer is that of the layers below,
+// whatever the snapshotter would have.
+func TestConvertErofs(t *testing.T) {
+	v := new(spec.Volume)
+	for _, fsType := range []string{"erofs", "ext4"} {
+		layer := tarOf(t, map[string]string{"file-" + fsType: strings.Repeat("0123456789abcdef", 1000)})
+		dir, path := t.TempDir(), filepath.Join(t.TempDir(), "layer.tar")
+		if err := os.WriteFile(path, layer, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		job := snapshotter.Conversion{Below: v, Layer: path, FSType: fsType, Dir: dir}
+		if len(v.Lowers) == 0 {
+			job.Below = nil
+		}
+		if err := (converter{conf.Default(), t.Context()}).Convert(t.Context(), job); err != nil {
+			t.Fatal(err)
+		}
+		v.Lowers = append(v.Lowers, spec.Lower{File: filepath.Join(dir, "overlaybd.commit"), TargetFile: path})
+	}
+	img, err := image.Open(t.Context(), v, fetcher.Schemes{"file": file.Opener{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer img.Close()
+	r, err := erofs.NewReader(t.Context(), img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for e, err := range r.ReadDir(t.Context(), r.Root()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, e.Name)
+	}
+	slices.Sort(names)
+	if d := cmp.Diff([]string{"file-erofs", "file-ext4"}, names); d != "" {
+		t.Errorf("files (-want +got):\n%s", d)
+	}
+}
+
 // TestConvertFails: a layer that is not what its diff ID says, or cannot be
 // read, is no layer, and a conversion ends with its caller's patience.
 func TestConvertFails(t *testing.T) {
@@ -177,21 +221,22 @@ func TestConvertFails(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	for _, tc := range []struct {
-		name   string
-		ctx    context.Context //nolint:containedctx // of the call
-		layer  []byte
-		diffID digest.Digest
+		name      string
+		ctx, life context.Context //nolint:containedctx // of the call
+		layer     []byte
+		diffID    digest.Digest
 	}{
-		{"other content", t.Context(), layer, digest.FromString("other")},
-		{"cut", t.Context(), layer[:len(layer)/2], digest.FromBytes(layer)},
-		{"no tar", t.Context(), bytes.Repeat([]byte("no tar"), 1000), ""},
-		{"given up", ended, layer, ""},
+		{"other content", t.Context(), t.Context(), layer, digest.FromString("other")},
+		{"cut", t.Context(), t.Context(), layer[:len(layer)/2], digest.FromBytes(layer)},
+		{"no tar", t.Context(), t.Context(), bytes.Repeat([]byte("no tar"), 1000), ""},
+		{"given up", ended, t.Context(), layer, ""},
+		{"stopped", t.Context(), ended, layer, ""},
 	} {
 		path := filepath.Join(t.TempDir(), "layer.tar")
 		if err := os.WriteFile(path, tc.layer, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		err := converter{conf.Default()}.Convert(tc.ctx, snapshotter.Conversion{Layer: path, DiffID: tc.diffID, FSType: "ext4", Dir: t.TempDir()})
+		err := converter{conf.Default(), tc.life}.Convert(tc.ctx, snapshotter.Conversion{Layer: path, DiffID: tc.diffID, FSType: "ext4", Dir: t.TempDir()})
 		if err == nil {
 			t.Errorf("%s: no error", tc.name)
 		}

@@ -50,6 +50,7 @@ func snapshotsService(cfg *conf.Config, childArgs []string, stderr io.Writer, lo
 		defer func() { err = errors.Join(err, block.release(context.WithoutCancel(ctx), log)) }()
 
 		opts := options(cfg, block, log)
+		opts.Converter = converter{cfg, ctx}
 		if opts.Attached, err = newFinder(cfg); err != nil {
 			return err
 		}
@@ -77,7 +78,6 @@ func options(cfg *conf.Config, block *blockDaemon, log *slog.Logger) snapshotter
 		WritableLayer:    snapshotter.WritableLayer(cfg.WritableLayer),
 		DefaultFS:        cfg.DefaultFS,
 		TurboFS:          cfg.Turbo.FS,
-		Converter:        converter{cfg},
 		AutoRemoveDevice: cfg.AutoRemoveDevice,
 		AsyncRemove:      cfg.AsyncRemove,
 		PlainHTTP:        cfg.Registry.PlainHTTP,

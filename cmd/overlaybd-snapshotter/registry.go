@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -27,15 +28,12 @@ import (
 
 // newFinder returns what looks for attached images; nil if it is turned off.
 func newFinder(cfg *conf.Config) (*referrer.Finder, error) {
+	// On the file system of the snapshots, which get links of the files.
+	dir := filepath.Join(cfg.Root, "attached")
 	if !cfg.Turbo.Auto {
-		return nil, nil
+		return nil, os.RemoveAll(dir) // of one that was killed
 	}
-	return referrer.New(referrer.Options{
-		Registry: registries{cfg},
-		// On the file system of the snapshots, which get links of the files.
-		Dir:     filepath.Join(cfg.Root, "attached"),
-		Timeout: time.Duration(cfg.Turbo.Timeout),
-	})
+	return referrer.New(referrer.Options{Registry: registries{cfg}, Dir: dir, Timeout: time.Duration(cfg.Turbo.Timeout)})
 }
 
 // registries are those that the block daemon reads from, as the same

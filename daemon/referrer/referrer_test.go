@@ -435,3 +435,32 @@ func TestFindClose(t *testing.T) {
 		t.Error("a closed Finder found an image")
 	}
 }
+
+// FuzzManifest finds an image whose manifest a stranger wrote.
+func FuzzManifest(f *testing.F) {
+	good := newRegistry()
+	_, attached, _ := good.turbo(f)
+	f.Add(good.blobs[attached.Digest])
+	f.Add([]byte(`{"layers":[{},{"size":-1}],"subject":{"digest":"sha256:"}}`))
+	finder, _ := newFinder(f, good)
+	f.Fuzz(func(t *testing.T, text []byte) {
+		reg := newRegistry()
+		subject, _, source := reg.turbo(t)
+		desc := reg.add(ocispec.MediaTypeImageManifest, text)
+		desc.ArtifactType = referrer.TypeTurbo
+		reg.referrers = []ocispec.Descriptor{desc}
+		good.blobs, good.referrers = reg.blobs, reg.referrers
+		img, err := finder.Find(t.Context(), desc.Digest.String(), subject.Digest)
+		if err != nil {
+			return
+		}
+		if len(img.Layers) != len(source.Layers) {
+			t.Fatalf("found %+v", img)
+		}
+		for i, l := range img.Layers {
+			if l.Source != source.Layers[i].Digest || l.Digest.Validate() != nil || l.Size <= 0 {
+				t.Fatalf("layer %d: %+v", i, l)
+			}
+		}
+	})
+}

@@ -96,7 +96,13 @@ func TestConvertOnNode(t *testing.T) {
 func TestAuto(t *testing.T) {
 	gate(t)
 	registry := e2e.StartRegistry(t)
-	oci := registry.Push(t, e2e.Synthetic(t), "image", "oci")
+	other := e2e.Platform
+	other.Architecture = map[string]string{"amd64": "arm64", "arm64": "amd64"}[other.Architecture]
+	both, err := e2e.Merge(t.TempDir(), e2e.Synthetic(t), e2e.SyntheticFor(t, other)) // each has a referrer of its own
+	if err != nil {
+		t.Fatal(err)
+	}
+	oci := registry.Push(t, both, "image", "oci")
 	pull := func(t *testing.T, want, reason string) {
 		t.Helper()
 		env := e2e.Start(t, e2e.Options{Overlaybd: true, Registry: registry, Turbo: "auto = true"})

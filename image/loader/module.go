@@ -73,7 +73,8 @@ type importer struct {
 }
 
 // path returns the directories of sys.path: those of the standard library,
-// that which holds the package of the module, and those for other packages.
+// that which holds the package of the module, and those for other packages, in
+// Debian's order: the last of its three has second copies of some modules.
 func (im *importer) path() (roots []string) {
 	version := fmt.Sprintf("/lib/python3.%d", im.python.minor)
 	prefixes := []string{"/usr/local", "/usr"}
@@ -87,9 +88,9 @@ func (im *importer) path() (roots []string) {
 		roots = append(roots, im.top())
 	}
 	for _, p := range prefixes {
-		roots = append(roots, p+version+"/site-packages", p+version+"/dist-packages")
+		roots = append(roots, p+version+"/site-packages")
 	}
-	roots = append(roots, "/usr/lib/python3/dist-packages")
+	roots = append(roots, "/usr/local"+version+"/dist-packages", "/usr/lib/python3/dist-packages", "/usr"+version+"/dist-packages")
 	return slices.DeleteFunc(roots, func(d string) bool { return im.s.tree.dir(im.ctx, d) == nil })
 }
 

@@ -109,28 +109,25 @@ func (e *elf) size() (n int64) {
 	return n
 }
 
-// writtenShare is how much more of what the dynamic linker writes to is fetched
-// than of the tables that it looks names up in: it goes through all of it.
-const writtenShare = 4
+// dataShare is how much more is fetched of a part without code than of one with
+// code behind what is sure to be read: the dynamic linker goes through all of it.
+const dataShare = 4
 
 // parts returns what the dynamic linker reads of the file, of each part at most
-// limit bytes, or writtenShare times that: the dynamic section, the tables that
-// it points to, which lie at the beginning, with or without the code behind them,
+// limit bytes, or dataShare times that: the dynamic section, the tables that it
+// points to, which lie at the beginning, with or without the code behind them,
 // and what it writes to.
 func (e *elf) parts(limit int64) []segment {
 	dynamic := e.dynamic
 	dynamic.n = min(dynamic.n, maxDynamic, limit)
 	all := []segment{dynamic}
 	for i, s := range e.loads {
-		if i == 0 && s.flags&pfExec != 0 {
-			s.n /= 4
-		}
 		switch {
-		case s.flags&pfWrite != 0:
-			s.n = min(s.n, writtenShare*limit)
+		case i == 0 && s.flags&pfExec != 0:
+			s.n = min(s.n/4, limit)
 			all = append(all, s)
-		case i == 0:
-			s.n = min(s.n, limit)
+		case i == 0, s.flags&pfWrite != 0:
+			s.n = min(s.n, dataShare*limit)
 			all = append(all, s)
 		}
 	}

@@ -44,7 +44,8 @@ type Options struct {
 	Whole int64
 
 	// Part is what is fetched of a larger one, in bytes: each of the tables and
-	// the data that the dynamic linker reads. 1 MiB if zero.
+	// the data that the dynamic linker reads. 1 MiB if zero. Where there is no
+	// code among them it is four times that.
 	Part int64
 
 	// Total bounds the bytes asked for until there is silence again for

@@ -96,9 +96,9 @@ func (e *elf) ends(r io.ReaderAt, dynamic []byte) (addrs []uint64) {
 // bind takes note of what f imports and, where it does not have all of f
 // fetched, asks for the code that will run, and for all of the relocations.
 func (s *scout) bind(f *file, e *elf, dynamic []byte) {
-	limit := s.opts.Part
-	if f.whole {
-		limit = max(f.size, e.size())
+	limit := max(f.size, e.size())
+	if first := e.parts(s.opts.Part)[1:]; !f.whole && len(first) > 0 {
+		limit = first[0].off + first[0].n
 	}
 	var addrs []uint64
 	e.symbols(f, dynamic, limit, func(sym symbol) {

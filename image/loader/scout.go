@@ -69,6 +69,8 @@ func newScout(vol Volume, opts Options) *scout {
 // run looks at the files that begin at the offsets seen, until ctx is done.
 func (s *scout) run(ctx context.Context, seen <-chan int64) {
 	defer s.work.Wait()
+	s.begin(ctx)
+	s.ask(ctx)
 	quiet := time.NewTimer(quietTime)
 	defer quiet.Stop()
 	for {
@@ -87,6 +89,28 @@ func (s *scout) run(ctx context.Context, seen <-chan int64) {
 		s.ask(ctx)
 		quiet.Reset(quietTime)
 	}
+}
+
+// startFiles are read when a container starts, whatever it runs: by those who
+// start it, and by the dynamic linker. Those of other machines are not there.
+var startFiles = [...]string{
+	"/etc/passwd", "/etc/group", "/etc/ld.so.cache",
+	"/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1",
+	"/lib/x86_64-linux-gnu/libc.so.6", "/lib/aarch64-linux-gnu/libc.so.6", "/lib64/libc.so.6",
+}
+
+// begin asks for what every program reads first, while the file system is
+// mounted and nobody waits yet, and learns where programs begin.
+func (s *scout) begin(ctx context.Context) {
+	if !s.ready(ctx) {
+		return
+	}
+	for _, name := range startFiles {
+		s.find(ctx, name, s.opts.Whole, nil)
+	}
+	s.ask(ctx)
+	s.index(ctx, programTypes[0])
+	s.indexed = 1
 }
 
 // catchUp deals with what else has arrived, so that what it all leads to is

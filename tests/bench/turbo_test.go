@@ -60,11 +60,16 @@ func BenchmarkTurbo(b *testing.B) {
 					all[i] = append(all[i], coldStart(b, proxy, f.tag, w.command))
 				}
 			}
+			var pairs []*pair
 			for i, f := range forms {
+				pairs = append(pairs, &pair{network: f.tag, workload: w.name, block: all[i]})
 				printTurbo(tw, w, f, all[i], median(all[0]), addedTo(b, registry, f.tag))
 				if i > 0 {
 					b.ReportMetric(float64(median(all[i]).took())/float64(median(all[0]).took()), f.tag+"-of-native")
 				}
+			}
+			if err := printPhases(os.Stdout, pairs); err != nil {
+				b.Error(err)
 			}
 		})
 	}

@@ -28,7 +28,7 @@ import (
 var source = sync.OnceValue(func() []byte {
 	var b bytes.Buffer
 	_ = fs.WalkDir(os.DirFS("../.."), ".", func(path string, d fs.DirEntry, err error) error {
-		if err == nil && !d.IsDir() && filepath.Ext(path) == ".go" && b.Len() < 500_000 {
+		if err == nil && !d.IsDir() && filepath.Ext(path) == ".go" && b.Len() < 400_000 {
 			p, _ := os.ReadFile(filepath.Join("../..", path))
 			b.Write(p)
 		}
@@ -39,11 +39,11 @@ var source = sync.OnceValue(func() []byte {
 
 // contents are what is compressed.
 func contents() map[string][]byte {
-	random := fetchertest.Content(300_001, 7)
+	random := fetchertest.Content(200_001, 7)
 	// Parts that repeat from afar, in small pieces, among what is new.
-	far := bytes.Clone(random[:200_000])
+	far := bytes.Clone(random[:150_000])
 	rnd := rand.New(rand.NewPCG(1, 2))
-	for len(far) < 500_000 {
+	for len(far) < 350_000 {
 		at, n := rnd.IntN(len(far)-300), rnd.IntN(300)
 		far = append(far, far[at:at+n]...)
 		far = append(far, random[rnd.IntN(1000):][:rnd.IntN(60)]...)
@@ -53,7 +53,7 @@ func contents() map[string][]byte {
 		"byte":   {42},
 		"source": source(),
 		"random": random,
-		"zeros":  make([]byte, 300_000),
+		"zeros":  make([]byte, 200_000),
 		"far":    far,
 	}
 }
@@ -136,10 +136,11 @@ func goFlushing(n int, opts ...zstd.EOption) func(testing.TB, []byte) []byte {
 	}
 }
 
+// goAtOnce makes one frame of all it gets, by the same encoder every time.
 func goAtOnce(opts ...zstd.EOption) func(testing.TB, []byte) []byte {
+	w, err := zstd.NewWriter(nil, append(opts, zstd.WithZeroFrames(true), zstd.WithEncoderConcurrency(1))...)
 	return func(t testing.TB, p []byte) []byte {
 		t.Helper()
-		w, err := zstd.NewWriter(nil, append(opts, zstd.WithZeroFrames(true))...)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -124,12 +124,12 @@ func TestHostileIndexes(t *testing.T) {
 // Whatever bit of the zstd file or of the index is not as it was: what is read
 // is right, or an error.
 func TestFlippedBits(t *testing.T) {
-	want := source()[:300_000]
+	want := source()[:160_000]
 	rnd := rand.New(rand.NewPCG(3, 4))
 	for _, m := range []maker{{"go", goStream()}, {"chunked", chunked}, {"frames", framed(goAtOnce())}} {
 		z := m.make(t, want)
 		_, index := indexed(t, z, small)
-		for range 150 {
+		for range 40 {
 			for what, seal := range map[string]func([]byte) []byte{
 				"zstd file":      nil,
 				"index":          func(x []byte) []byte { return x },
@@ -159,7 +159,7 @@ func TestFlippedBits(t *testing.T) {
 func TestTruncatedStreams(t *testing.T) {
 	want := source()[:200_000]
 	z := goStream()(t, want)
-	for n := 1; n < len(z); n += 1 + n/50 {
+	for n := 1; n < len(z); n += 1 + n/20 {
 		got, err := io.ReadAll(zstdidx.NewReader(bytes.NewReader(z[:n]), small))
 		if !errors.Is(err, io.ErrUnexpectedEOF) || !bytes.HasPrefix(want, got) {
 			t.Fatalf("cut to %d of %d bytes: got %d, %v; want io.ErrUnexpectedEOF", n, len(z), len(got), err)

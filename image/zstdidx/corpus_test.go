@@ -173,7 +173,7 @@ func chunked(t testing.TB, p []byte) []byte {
 		n := min(len(p), 512+i*7919%60_000)
 		b = append(b, encode(t, p[:n])...)
 		if i%5 == 0 {
-			b = append(b, skippable(i%16, i*i*40)...)
+			b = append(b, skippable(i%16, i*i*40%90_000)...)
 		}
 		p = p[n:]
 	}

@@ -70,7 +70,7 @@ func mount(dev Device, target string, fs FS, writable bool) error {
 		return mountNode(dev.Path, target, fs, writable)
 	}
 	if fs.Type == "erofs" && !writable {
-		err := mountNode(dev.Path, target, fs, writable)
+		err := mountFile(dev.Path, target, fs)
 		if !errors.Is(err, unix.ENOTBLK) { // kernels before 6.12 want a block device
 			return err
 		}
@@ -81,6 +81,19 @@ func mount(dev Device, target string, fs FS, writable bool) error {
 	}
 	defer loop.Close() // from here on the mount holds the device
 	return mountNode(loop.Name(), target, fs, writable)
+}
+
+// mountFile mounts the EROFS in a file without a loop device, read-only. Where
+// the kernel can, it keeps one copy of the data, that of the file system, and
+// none of the file.
+func mountFile(file, target string, fs FS) error {
+	direct := fs
+	direct.Mount = append(slices.Clone(fs.Mount), "directio")
+	err := mountNode(file, target, direct, false)
+	if errors.Is(err, unix.EINVAL) { // 6.12 does so unasked, and does not know the option
+		return mountNode(file, target, fs, false)
+	}
+	return err
 }
 
 func mountNode(node, target string, fs FS, writable bool) error {

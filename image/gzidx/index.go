@@ -11,6 +11,8 @@ import (
 	"hash/crc32"
 	"io"
 	"sort"
+
+	"github.com/overlaybd-go/overlaybd/image/spans"
 )
 
 const (
@@ -59,10 +61,7 @@ func (p point) bitPos() int64 { return p.en*8 - int64(p.bits) }
 func (p point) start() int64 { return p.en - int64(p.bits+7)/8 }
 
 // Info is what an index file says of the gzip file.
-type Info struct {
-	Size           int64 // uncompressed bytes
-	CompressedSize int64 // bytes of the gzip file
-}
+type Info = spans.Info
 
 // A header is the parsed header of an index file. Names are those of the
 // package comment.
@@ -258,29 +257,32 @@ func (x *index) checkPoint(i int, p point) error {
 // checkSpans bounds what reads from the points can cost.
 func (x *index) checkSpans() error {
 	for i := range x.list {
-		start, end := x.span(i)
-		if from, to := x.stored(i); end-start > MaxSpan || to-from > MaxSpan {
+		start, end := x.Span(i)
+		if from, to := x.Stored(i); end-start > MaxSpan || to-from > MaxSpan {
 			return fmt.Errorf("gzip index: span %d of %d bytes, %d compressed, exceeds %d: %w", i, end-start, to-from, MaxSpan, errors.ErrUnsupported)
 		}
 	}
 	return nil
 }
 
-// find returns the span that holds byte off.
-func (x *index) find(off int64) int {
+// Size returns the number of uncompressed bytes.
+func (x *index) Size() int64 { return x.info.Size }
+
+// Find returns the span that holds byte off.
+func (x *index) Find(off int64) int {
 	return sort.Search(len(x.list), func(i int) bool { return x.list[i].de > off }) - 1
 }
 
-// span returns where span i starts and ends, in uncompressed bytes.
-func (x *index) span(i int) (start, end int64) {
+// Span returns where span i starts and ends, in uncompressed bytes.
+func (x *index) Span(i int) (start, end int64) {
 	if i+1 < len(x.list) {
 		return x.list[i].de, x.list[i+1].de
 	}
 	return x.list[i].de, x.info.Size
 }
 
-// stored returns where in the gzip file the bytes of span i start and end.
-func (x *index) stored(i int) (start, end int64) {
+// Stored returns where in the gzip file the bytes of span i start and end.
+func (x *index) Stored(i int) (start, end int64) {
 	if i+1 < len(x.list) {
 		return x.list[i].start(), x.list[i+1].en
 	}

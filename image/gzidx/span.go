@@ -20,8 +20,8 @@ type decoder struct {
 	x *index
 }
 
-// reset makes r, whose first byte is that of span i, what is decoded.
-func (d *decoder) reset(r io.Reader, i int) error {
+// Reset makes r, whose first byte is that of span i, what is decoded.
+func (d *decoder) Reset(r io.Reader, i int) error {
 	p := d.x.list[i]
 	d.f.reset(r, p.start())
 	if p.bits == 0 {
@@ -30,14 +30,14 @@ func (d *decoder) reset(r io.Reader, i int) error {
 	return d.changed(i, d.f.skip(8-p.bits))
 }
 
-// span decodes span i and checks what came out. The input must be where the
+// Decode decodes span i and checks what came out. The input must be where the
 // span starts.
-func (d *decoder) span(i int) ([]byte, error) {
+func (d *decoder) Decode(i int) ([]byte, error) {
 	window, err := d.x.window(i)
 	if err != nil {
 		return nil, err
 	}
-	start, end := d.x.span(i)
+	start, end := d.x.Span(i)
 	n := int(end - start)
 	f := d.f
 	f.out = make([]byte, windowSize+min(n, firstRoom)+slack)
@@ -139,7 +139,7 @@ func (d *decoder) block(most int) error {
 // check checks the content of span i, which follows its window in out: by its
 // checksum or, if the index is not ours, by the next window.
 func (d *decoder) check(i int, out []byte) error {
-	start, end := d.x.span(i)
+	start, end := d.x.Span(i)
 	if got := int64(len(out) - windowSize); got != end-start {
 		return fmt.Errorf("%w: span %d has %d bytes, decoded %d", ErrChanged, i, end-start, got)
 	}

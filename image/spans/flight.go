@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package gzidx
+package spans
 
 import (
 	"context"
@@ -16,7 +16,7 @@ import (
 type flight struct {
 	span int
 	run  *run
-	done chan struct{} // closed once data and err are there
+	done chan struct{} // closed once data and err are there; not looked at without a run
 	data []byte
 	err  error
 }
@@ -31,17 +31,26 @@ type run struct {
 }
 
 const (
-	// maxRun is how much one read of the source may decode to, in bytes,
-	// beyond a single span: what a reader of a long range holds in memory.
+	// maxRun is how much content one read of the source may be decoded to, in
+	// bytes, beyond a single span: what a reader of a long range holds in
+	// memory.
 	maxRun = 8 << 20
 
-	// maxRuns is how many runs of a Blob may be under way at the same time;
-	// the others wait. Most of the time a run waits for bytes: with few of
-	// them, a read that somebody waits for would wait for others to arrive.
-	maxRuns = 32
+	// maxSpans bounds the same for an index whose spans have next to nothing.
+	maxSpans = 1024
 
-	// maxIdle is how many decoders a Blob keeps, of some 100 KB each.
-	maxIdle = 2
+	// maxSkip is how many bytes between two spans one read of the source takes
+	// in vain; behind more, another begins.
+	maxSkip = 1 << 20
+
+	// maxWork is how much content the runs of a Blob that are under way may
+	// have, in bytes, and minWork what one counts for at least; the others
+	// wait. Most of the time a run waits for bytes: if few were under way, a
+	// read that somebody waits for would wait for others to arrive. So there
+	// may be 32 short ones, 16 of the length of maxRun, and two of the longest
+	// spans there are.
+	maxWork = 128 << 20
+	minWork = 4 << 20
 )
 
 // join returns flights of the spans from first on, to last or as many as one
@@ -52,23 +61,24 @@ func (b *Blob) join(first, last int) ([]*flight, error) {
 	if b.closed {
 		return nil, fs.ErrClosed
 	}
-	start, _ := b.x.span(first)
+	b.linger()
+	start, _ := b.table.Span(first)
 	var joined, fresh []*flight
 	for i := first; i <= last; i++ {
-		if _, end := b.x.span(i); i > first && end-start > maxRun {
+		if _, end := b.table.Span(i); i > first && end-start > maxRun || i-first == maxSpans {
 			break
 		}
 		f := b.flights[i]
 		if f == nil {
 			f = b.recent.flight(i)
 		}
+		if f != nil || i > first && b.apart(i) {
+			fresh = b.launch(fresh)
+		}
 		if f == nil {
 			f = &flight{span: i, done: make(chan struct{})}
 			b.flights[i] = f
 			fresh = append(fresh, f)
-		} else {
-			b.launch(fresh)
-			fresh = nil
 		}
 		joined = append(joined, f)
 	}
@@ -81,10 +91,17 @@ func (b *Blob) join(first, last int) ([]*flight, error) {
 	return joined, nil
 }
 
-// launch starts a run of flights. b.mu is held.
-func (b *Blob) launch(flights []*flight) {
+// apart reports whether span i lies far behind the one before it.
+func (b *Blob) apart(i int) bool {
+	_, to := b.table.Stored(i - 1)
+	from, _ := b.table.Stored(i)
+	return from-to > maxSkip
+}
+
+// launch starts a run of flights, and returns none. b.mu is held.
+func (b *Blob) launch(flights []*flight) []*flight {
 	if len(flights) == 0 {
-		return
+		return nil
 	}
 	r := &run{flights: flights}
 	r.ctx, r.cancel = context.WithCancel(b.ctx)
@@ -93,6 +110,7 @@ func (b *Blob) launch(flights []*flight) {
 	}
 	b.running.Add(1)
 	go b.fly(r)
+	return nil
 }
 
 // leave gives up on flights, and abandons runs that nobody waits for.
@@ -114,15 +132,21 @@ func (b *Blob) leave(flights []*flight) {
 	}
 }
 
-// forget makes the next reader of a span decode it anew, unless it is kept.
-func (b *Blob) forget(f *flight) {
-	if b.flights[f.span] == f {
+// forget makes the next reader of a span decode it anew, unless it is kept. It
+// reports whether the next reader would have joined f.
+func (b *Blob) forget(f *flight) bool {
+	known := b.flights[f.span] == f
+	if known {
 		delete(b.flights, f.span)
 	}
+	return known
 }
 
 // wait returns the content of the span.
 func (f *flight) wait(ctx context.Context) ([]byte, error) {
+	if f.run == nil {
+		return f.data, nil
+	}
 	select {
 	case <-f.done:
 		return f.data, f.err
@@ -135,9 +159,9 @@ func (f *flight) wait(ctx context.Context) ([]byte, error) {
 func (b *Blob) land(f *flight, data []byte, err error) {
 	f.data, f.err = data, err
 	b.mu.Lock()
-	b.forget(f)
-	if err == nil {
+	if known := b.forget(f); known && err == nil && !b.closed {
 		b.recent.keep(f.span, data)
+		b.linger()
 	}
 	b.mu.Unlock()
 	close(f.done)
@@ -147,15 +171,15 @@ func (b *Blob) land(f *flight, data []byte, err error) {
 func (b *Blob) fly(r *run) {
 	defer b.running.Done()
 	defer r.cancel()
-	select {
-	case b.runs <- struct{}{}:
-		defer func() { <-b.runs }()
-	case <-r.ctx.Done():
+	first, last := r.flights[0].span, r.flights[len(r.flights)-1].span
+	start, _ := b.table.Span(first)
+	_, end := b.table.Span(last)
+	work := min(max(end-start, minWork), maxWork)
+	if b.work.Acquire(r.ctx, work) == nil {
+		defer b.work.Release(work)
 	}
-	d := b.lend()
-	defer b.giveBack(d)
-	s := &stream{b: b, d: d, last: r.flights[len(r.flights)-1].span}
-	defer s.close()
+	s := &stream{b: b, last: last}
+	defer s.end()
 	var broken error // what no other span of the run is likely to survive
 	for _, f := range r.flights {
 		if err := r.ctx.Err(); err != nil {
@@ -167,34 +191,12 @@ func (b *Blob) fly(r *run) {
 		}
 		data, err := s.span(r.ctx, f.span)
 		if err != nil {
-			err = fmt.Errorf("read span %d of gzip file: %w", f.span, b.why(err))
-			if !errors.Is(err, ErrChanged) && !errors.Is(err, ErrCorrupt) {
+			err = fmt.Errorf("read span %d of %s: %w", f.span, b.format.Name, b.why(err))
+			if !errors.Is(err, b.format.Changed) && !errors.Is(err, b.format.Corrupt) {
 				broken = err
 			}
 		}
 		b.land(f, data, err)
-	}
-}
-
-// lend returns a decoder.
-func (b *Blob) lend() *decoder {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	n := len(b.idle)
-	if n == 0 {
-		return &decoder{x: b.x}
-	}
-	d := b.idle[n-1]
-	b.idle = b.idle[:n-1]
-	return d
-}
-
-// giveBack makes d idle.
-func (b *Blob) giveBack(d *decoder) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if len(b.idle) < maxIdle {
-		b.idle = append(b.idle, d)
 	}
 }
 
@@ -210,9 +212,17 @@ func (b *Blob) why(err error) error {
 // where it broke.
 type stream struct {
 	b    *Blob
-	d    *decoder
+	d    Decoder       // nil before the first bytes are near
 	last int           // span
 	r    io.ReadCloser // nil if there is none, or it is not where the next span starts
+}
+
+// end gives back what the stream has.
+func (s *stream) end() {
+	s.close()
+	if s.d != nil {
+		s.b.giveBack(s.d)
+	}
 }
 
 func (s *stream) close() {
@@ -226,10 +236,10 @@ func (s *stream) close() {
 // in a copy that a cache keeps, so they are dropped and read again.
 func (s *stream) span(ctx context.Context, i int) ([]byte, error) {
 	data, err := s.try(ctx, i)
-	if !errors.Is(err, ErrChanged) {
+	if !errors.Is(err, s.b.format.Changed) {
 		return data, err
 	}
-	from, to := s.b.x.stored(i)
+	from, to := s.b.table.Stored(i)
 	if derr := fetcher.Drop(ctx, s.b.src, from, to-from); derr != nil && !errors.Is(derr, errors.ErrUnsupported) {
 		return nil, errors.Join(err, fmt.Errorf("drop cached bytes %d to %d: %w", from, to, derr))
 	}
@@ -237,25 +247,28 @@ func (s *stream) span(ctx context.Context, i int) ([]byte, error) {
 }
 
 func (s *stream) try(ctx context.Context, i int) (data []byte, err error) {
-	defer func() {
-		if err != nil {
-			s.close()
-		}
-	}()
-	if s.r == nil {
-		from, _ := s.b.x.stored(i)
-		_, to := s.b.x.stored(s.last)
-		if s.r, err = fetcher.ReadRange(ctx, s.b.src, from, to-from); err != nil {
-			return nil, err
-		}
-		if s.d.f == nil {
-			s.d.f = newInflater()
-		}
-		if err := s.d.reset(untilDone{ctx, s.r}, i); err != nil {
-			return nil, err
-		}
+	if err = s.open(ctx, i); err == nil {
+		data, err = s.d.Decode(i)
 	}
-	return s.d.span(i)
+	if err != nil {
+		s.close()
+	}
+	return data, err
+}
+
+// open has the stream begin with span i, unless it is there.
+func (s *stream) open(ctx context.Context, i int) (err error) {
+	if s.r != nil {
+		return nil
+	}
+	from, to := s.b.stored(i, s.last)
+	if s.r, err = fetcher.ReadRange(ctx, s.b.src, from, to-from); err != nil {
+		return err
+	}
+	if s.d == nil {
+		s.d = s.b.lend()
+	}
+	return s.d.Reset(untilDone{ctx, s.r}, i)
 }
 
 // untilDone reads until ctx is done, so that nothing is decoded in vain for

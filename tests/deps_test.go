@@ -44,7 +44,7 @@ var floors = []struct {
 	{"image/spans", []string{"fetcher"}},
 	{"image/gzidx", []string{"fetcher", "image/spans"}},
 	{"image/vfs", nil},
-	{"image/zstdidx", []string{"fetcher"}},
+	{"image/zstdidx", []string{"fetcher", "image/spans"}},
 	{"image/ext4", []string{"fetcher", "backend", "image/vfs"}},
 	{"image/erofs", []string{"backend", "image/vfs"}},
 	{"image/loader", []string{"fetcher", "backend", "image/ext4", "image/erofs", "image/vfs"}},

@@ -4,11 +4,12 @@ package zstdidx
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
 	"sort"
+
+	"github.com/overlaybd-go/overlaybd/image/spans"
 )
 
 const (
@@ -21,10 +22,7 @@ const (
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // Info is what an index says of its zstd file.
-type Info struct {
-	Size           int64 // bytes of content
-	CompressedSize int64 // bytes of the zstd file
-}
+type Info = spans.Info
 
 // A span is a piece of content that is decoded as one.
 type span struct {
@@ -64,7 +62,7 @@ func (x *index) marshal() []byte {
 	binary.LittleEndian.PutUint32(b[8:], version)
 	binary.LittleEndian.PutUint32(b[12:], uint32(len(x.spans)))
 	binary.LittleEndian.PutUint64(b[16:], uint64(x.CompressedSize))
-	binary.LittleEndian.PutUint64(b[24:], uint64(x.Size))
+	binary.LittleEndian.PutUint64(b[24:], uint64(x.Info.Size))
 	binary.LittleEndian.PutUint64(b[32:], uint64(len(b)))
 	binary.LittleEndian.PutUint32(b[56:], crc32.Checksum(b[headSize:], castagnoli))
 	binary.LittleEndian.PutUint32(b[60:], crc32.Checksum(b[:60], castagnoli))
@@ -163,60 +161,28 @@ func (x *index) parse(b []byte) error {
 		x.spans[i] = s
 		start, pos, at = start+s.size, s.pos+s.stored, at+int64(s.state)
 	}
-	if start != x.Size || at != int64(len(x.states)) {
-		return malformed("spans of %d bytes, %d of state, want %d and %d", start, at, x.Size, len(x.states))
+	if start != x.Info.Size || at != int64(len(x.states)) {
+		return malformed("spans of %d bytes, %d of state, want %d and %d", start, at, x.Info.Size, len(x.states))
 	}
 	return nil
 }
 
-// find returns the span that holds byte off, which is not beyond the content.
-func (x *index) find(off int64) int {
+// Size returns the number of bytes of content.
+func (x *index) Size() int64 { return x.Info.Size }
+
+// Find returns the span that holds byte off, which is not beyond the content.
+func (x *index) Find(off int64) int {
 	return sort.Search(len(x.spans), func(i int) bool { return x.spans[i].start > off }) - 1
 }
 
-// decode returns the content of span i, whose part of the zstd file is at hand
-// in r. An error of the class [ErrCorrupt] tells that r or the index is wrong;
-// others are those of r.
-func (x *index) decode(d *decoder, r io.Reader, i int) ([]byte, error) {
+// Span returns where span i starts and ends in the content.
+func (x *index) Span(i int) (start, end int64) {
 	s := &x.spans[i]
-	var st *state
-	var past *past
-	var err error
-	if s.state > 0 {
-		if st, err = parseState(x.states[s.at:][:s.state], s.size); err != nil {
-			return nil, err
-		}
-		if past, err = st.past(d); err != nil {
-			return nil, err
-		}
-	}
-	part := &io.LimitedReader{R: r, N: s.stored}
-	d.reset(part, int(s.size))
-	if st != nil {
-		if err := st.restore(d, past); err != nil {
-			return nil, err
-		}
-	}
-	for int64(len(d.out.buf)) < s.size {
-		err := d.step()
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) && part.N == 0 {
-			return nil, malformed("%d bytes of content, index says %d", len(d.out.buf), s.size)
-		}
-		if errors.Is(err, errors.ErrUnsupported) {
-			return nil, malformed("%v, which has no index", err)
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
-	if d.pos != s.stored {
-		return nil, malformed("content in %d bytes, index says %d", d.pos, s.stored)
-	}
-	if got := crc32.Checksum(d.out.buf, castagnoli); got != s.crc {
-		return nil, malformed("CRC of content is %08x, index says %08x", got, s.crc)
-	}
-	return d.out.buf, nil
+	return s.start, s.start + s.size
 }
 
-// end returns where span i ends in the zstd file.
-func (x *index) end(i int) int64 { return x.spans[i].pos + x.spans[i].stored }
+// Stored returns where span i starts and ends in the zstd file.
+func (x *index) Stored(i int) (from, to int64) {
+	s := &x.spans[i]
+	return s.pos, s.pos + s.stored
+}

@@ -4,7 +4,6 @@ package zstdidx_test
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -75,23 +74,12 @@ func TestBlob(t *testing.T) {
 	fetchertest.Run(t, func(t *testing.T, content []byte) fetcher.Blob {
 		z := goStream()(t, content)
 		_, index := indexed(t, z, zstdidx.Options{Span: 10_000, MaxSpan: 150_000})
-		b, err := zstdidx.Open(t.Context(), &closingBlob{memBlob: z}, bytes.NewReader(index), int64(len(index)))
+		b, err := zstdidx.Open(t.Context(), memBlob(z), bytes.NewReader(index), int64(len(index)))
 		if err != nil {
 			t.Fatal(err)
 		}
 		return b
 	})
-}
-
-// closingBlob fails once it is closed.
-type closingBlob struct {
-	memBlob
-	closed bool
-}
-
-func (c *closingBlob) Close() error {
-	c.closed = true
-	return nil
 }
 
 // TestIndexIsTheSame for the same stream, however it is read.
@@ -122,34 +110,4 @@ func TestWriteIndexTooEarly(t *testing.T) {
 	if n, err := r.WriteIndex(&b); n != 0 || err == nil || b.Len() != 0 {
 		t.Errorf("WriteIndex = %d, %v, wrote %d; want an error", n, err, b.Len())
 	}
-}
-
-// TestOneRequest: a read takes one request to the zstd file, however many spans
-// it has, and of what is kept none.
-func TestOneRequest(t *testing.T) {
-	want := source()
-	z := goStream()(t, want)
-	_, index := indexed(t, z, small)
-	src := &countingBlob{memBlob: z}
-	b := open(t, src, index)
-	p := make([]byte, 320_000)
-	for range 2 {
-		if _, err := b.ReadAt(t.Context(), p, 50_000); err != nil || !bytes.Equal(p, want[50_000:370_000]) {
-			t.Fatalf("ReadAt: %v, or other bytes", err)
-		}
-	}
-	if src.requests != 1 {
-		t.Errorf("%d requests, want 1", src.requests)
-	}
-}
-
-// countingBlob counts requests, and forgets to close what it did not read.
-type countingBlob struct {
-	memBlob
-	requests int
-}
-
-func (c *countingBlob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	c.requests++
-	return fetcher.ReadRange(ctx, c.memBlob, off, n)
 }

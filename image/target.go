@@ -16,6 +16,7 @@ import (
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/image/gzidx"
 	"github.com/overlaybd-go/overlaybd/image/lsmt"
+	"github.com/overlaybd-go/overlaybd/image/spans"
 	"github.com/overlaybd-go/overlaybd/image/spec"
 	"github.com/overlaybd-go/overlaybd/image/zstdidx"
 )
@@ -59,41 +60,15 @@ func openTarget(ctx context.Context, v *spec.Volume, l spec.Lower, blobs fetcher
 // the beginning of that.
 type indexing struct {
 	detect func(head []byte) bool
-	size   func(index io.ReaderAt, n int64) (compressed int64, err error)
-	open   func(ctx context.Context, src fetcher.Blob, index io.ReaderAt, n int64) (fetcher.Blob, error)
+	info   func(index io.ReaderAt, n int64) (spans.Info, error)
+	open   func(ctx context.Context, src fetcher.Blob, index io.ReaderAt, n int64, opts spans.Options) (*spans.Blob, error)
 }
 
 func indexings() []indexing {
 	return []indexing{
-		{gzidx.Detect, gzipSize, openGzip},
-		{zstdidx.Detect, zstdSize, openZstd},
+		{gzidx.Detect, gzidx.ReadInfo, gzidx.OpenWith},
+		{zstdidx.Detect, zstdidx.ReadInfo, zstdidx.OpenWith},
 	}
-}
-
-func gzipSize(index io.ReaderAt, n int64) (int64, error) {
-	info, err := gzidx.ReadInfo(index, n)
-	return info.CompressedSize, err
-}
-
-func openGzip(ctx context.Context, src fetcher.Blob, index io.ReaderAt, n int64) (fetcher.Blob, error) {
-	b, err := gzidx.OpenWith(ctx, src, index, n, gzidx.OpenOptions{Recent: recent(src)})
-	if err != nil {
-		return nil, err
-	}
-	return b, nil
-}
-
-func zstdSize(index io.ReaderAt, n int64) (int64, error) {
-	info, err := zstdidx.ReadInfo(index, n)
-	return info.CompressedSize, err
-}
-
-func openZstd(ctx context.Context, src fetcher.Blob, index io.ReaderAt, n int64) (fetcher.Blob, error) {
-	b, err := zstdidx.Open(ctx, src, index, n)
-	if err != nil {
-		return nil, err
-	}
-	return b, nil
 }
 
 // recent returns how much of the content of src is to be kept in memory: none if
@@ -131,9 +106,11 @@ func openIndexed(ctx context.Context, ref fetcher.Ref, f *os.File, blobs fetcher
 	if strings.HasPrefix(ref.URL, "file:") {
 		return fetcher.OpenMade(ctx, blobs, ref, "", x.content)
 	}
-	if ref.Size, err = x.kind.size(x.f, x.size); err != nil {
+	info, err := x.kind.info(x.f, x.size)
+	if err != nil {
 		return nil, err
 	}
+	ref.Size = info.CompressedSize
 	key, err := x.key(ref.Digest)
 	if err != nil {
 		return nil, err
@@ -168,7 +145,11 @@ func newIndexFile(f *os.File) (*indexFile, error) {
 
 // content is the Maker of a compressed blob's content.
 func (x *indexFile) content(ctx context.Context, src fetcher.Blob) (fetcher.Blob, error) {
-	return x.kind.open(ctx, src, x.f, x.size)
+	b, err := x.kind.open(ctx, src, x.f, x.size, spans.Options{Recent: recent(src)})
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
 }
 
 // key returns what the content of the target is kept under. The index is a part

@@ -34,6 +34,7 @@ type file struct {
 
 	program bool // it was started
 	needed  bool // a program or another library is linked with it
+	own     bool // a program is linked with it
 	asked   bool // all that leads to others was asked for
 	whole   bool // all of it was
 	besides bool // nothing is to be done when it is there

@@ -83,13 +83,17 @@ func (s *scout) link(ctx context.Context, f *file, e *elf) {
 	}
 	s.fetchInodes(ctx, entries)
 	most := s.opts.Whole
-	if f.needed {
+	if f.needed && !s.isBody(f) {
 		most = smallFile
 	}
 	for _, p := range paths {
-		s.findAs(ctx, p, file{most: most, rpath: rpath, needed: true})
+		s.findAs(ctx, p, file{most: most, rpath: rpath, needed: true, own: f.program})
 	}
 }
+
+// isBody reports whether f is the body of a program, such as Node.js's libnode:
+// its own library, and a huge one. What that is linked with it is going to use.
+func (s *scout) isBody(f *file) bool { return f.own && f.size > s.opts.Whole }
 
 // maxRpath bounds the directories that a program passes on to its libraries.
 const maxRpath = 64

@@ -20,6 +20,7 @@ gcc:gcc
 qemu-system-x86_64:qemu-system-x86
 xz:xz-utils
 pigz:pigz
+zstd:zstd
 fio:fio
 sg_inq:sg3-utils
 blkzone:util-linux

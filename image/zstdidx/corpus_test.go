@@ -22,6 +22,7 @@ import (
 	"github.com/overlaybd-go/overlaybd/fetcher"
 	"github.com/overlaybd-go/overlaybd/fetcher/fetchertest"
 	"github.com/overlaybd-go/overlaybd/image/zstdidx"
+	"github.com/overlaybd-go/overlaybd/tests/need"
 )
 
 // source is text as layers have it: the project's own.
@@ -100,6 +101,10 @@ func makers() []maker {
 	}
 	return all
 }
+
+// TestProgram fails where the corpus lacks what the program zstd makes, and it is
+// required.
+func TestProgram(t *testing.T) { need.Command(t, "zstd") }
 
 // hasProgram reports whether the program zstd is there.
 func hasProgram() bool {

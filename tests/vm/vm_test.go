@@ -130,7 +130,7 @@ func TestGuests(t *testing.T) {
 // VMFLAGS="-test.run=Many". KILLS is how often an exporter's tests kill the
 // process that serves a device.
 func flags(pkg string) []string {
-	all := append([]string{"-test.v", "-test.timeout=12m"}, strings.Fields(os.Getenv("VMFLAGS"))...)
+	all := append([]string{"-test.v", "-test.timeout=20m"}, strings.Fields(os.Getenv("VMFLAGS"))...)
 	if n := os.Getenv("KILLS"); n != "" && (pkg == "backend/tcmu" || pkg == "backend/ublk") {
 		all = append(all, "-kills="+n)
 	}

@@ -86,13 +86,16 @@ type patcher struct {
 	buf []byte
 }
 
-const sectorMask = backend.SectorSize - 1
+const (
+	sectorMask = backend.SectorSize - 1
+	patchBytes = 1 << 20 // of changes that are written at once
+)
 
 // put writes b at off, which lies behind what was put before.
 func (p *patcher) put(off int64, b []byte) error {
 	first, end := off&^sectorMask, align(off+int64(len(b)), backend.SectorSize)
 	have := p.off + int64(len(p.buf))
-	if near := first <= have || first >= p.old && first-have < blockSize; !near || len(p.buf) >= gatherBytes {
+	if near := first <= have || first >= p.old && first-have < blockSize; !near || len(p.buf) >= patchBytes {
 		if err := p.cut(first); err != nil {
 			return err
 		}

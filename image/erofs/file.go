@@ -83,7 +83,7 @@ func (w *fileWriter) Write(p []byte) (int, error) {
 		in := w.inBlock()
 		if in == 0 && len(part) >= blockSize {
 			part = part[:len(part)&^(blockSize-1)]
-			if err := w.f.out.write(w.ctx, part, w.start+w.off); err != nil {
+			if err := w.f.out.Write(w.ctx, part, w.start+w.off); err != nil {
 				return done, err
 			}
 			w.off += int64(len(part))
@@ -117,7 +117,7 @@ func (w *fileWriter) advance(n int) error {
 // flush writes the tail, which belongs at off.
 func (w *fileWriter) flush(off int64) error {
 	w.fill(blockSize)
-	err := w.f.out.write(w.ctx, w.tail, w.start+off)
+	err := w.f.out.Write(w.ctx, w.tail, w.start+off)
 	w.tail = w.tail[:0]
 	return err
 }

@@ -19,7 +19,7 @@ type FS struct {
 	dev    backend.Writer
 	mapper vfs.ContentMapper // nil if the device has no target
 	m      *image            // as it was with the last Sync
-	out    stream
+	out    vfs.Stream
 
 	nodes  []*node          // by number, from 1 on; nil where a file is gone
 	placed map[uint64]*node // those that are in m, by nid
@@ -51,7 +51,7 @@ func Open(ctx context.Context, dev backend.Writer) (*FS, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open EROFS: %w", err)
 	}
-	f := &FS{dev: dev, m: m, out: contentOf(dev), placed: make(map[uint64]*node), next: m.sb.blocks, inodes: int64(m.sb.inodes)}
+	f := &FS{dev: dev, m: m, out: vfs.ContentStream(dev), placed: make(map[uint64]*node), next: m.sb.blocks, inodes: int64(m.sb.inodes)}
 	f.mapper, _ = dev.(vfs.ContentMapper)
 	root := f.known(m.sb.root, nil)
 	n, err := f.inode(ctx, root)

@@ -169,7 +169,7 @@ func (n *inode) body() (off, size int64) {
 	return off, 0
 }
 
-func (n *inode) kind() vfs.Type { return typeOf(uint32(n.mode)) }
+func (n *inode) kind() vfs.Type { return vfs.TypeOf(uint32(n.mode)) }
 
 func (n *inode) isDir() bool { return n.kind() == vfs.TypeDirectory }
 
@@ -183,27 +183,6 @@ func (n *inode) hasContent() bool {
 
 func (n *inode) isDevice() bool {
 	return n.kind() == vfs.TypeCharDevice || n.kind() == vfs.TypeBlockDevice
-}
-
-// typeOf returns the type that directories have for a file of this mode.
-func typeOf(mode uint32) vfs.Type {
-	switch mode & syscall.S_IFMT {
-	case syscall.S_IFREG:
-		return vfs.TypeRegular
-	case syscall.S_IFDIR:
-		return vfs.TypeDirectory
-	case syscall.S_IFCHR:
-		return vfs.TypeCharDevice
-	case syscall.S_IFBLK:
-		return vfs.TypeBlockDevice
-	case syscall.S_IFIFO:
-		return vfs.TypeFIFO
-	case syscall.S_IFSOCK:
-		return vfs.TypeSocket
-	case syscall.S_IFLNK:
-		return vfs.TypeSymlink
-	}
-	return vfs.TypeUnknown
 }
 
 // attr returns the attributes of n. EROFS has but one time.

@@ -111,7 +111,7 @@ func (f *FS) readLoaded(ctx context.Context, n *node, yield func(vfs.DirEntry, e
 // Create makes a file of the type in a.Mode: a regular file, a directory, a
 // FIFO, a socket or a device. It fails with fs.ErrExist if the name is taken.
 func (f *FS) Create(ctx context.Context, dir vfs.Ino, name string, a vfs.Attr) (vfs.Ino, error) {
-	t := typeOf(a.Mode)
+	t := vfs.TypeOf(a.Mode)
 	if t == vfs.TypeUnknown || t == vfs.TypeSymlink || a.Major >= 1<<12 || a.Minor >= 1<<20 {
 		return 0, fmt.Errorf("create %q of mode %#o, device %d:%d: %w", name, a.Mode, a.Major, a.Minor, syscall.EINVAL)
 	}

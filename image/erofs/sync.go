@@ -25,7 +25,7 @@ func (f *FS) Sync(ctx context.Context) error {
 }
 
 func (f *FS) sync(ctx context.Context) error {
-	if err := f.out.flush(ctx); err != nil {
+	if err := f.out.Flush(ctx); err != nil {
 		return err
 	}
 	if len(f.changed()) == 0 && f.next == f.m.sb.blocks {

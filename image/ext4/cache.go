@@ -7,15 +7,13 @@ import (
 	"slices"
 
 	"github.com/overlaybd-go/overlaybd/backend"
+	"github.com/overlaybd-go/overlaybd/image/vfs"
 )
 
 // cacheBytes bounds the metadata kept in memory between operations (48 MiB).
 // All bitmaps of a 64 GiB volume are 4 MiB, the inodes and names of 100,000
 // files about 32 MiB.
 const cacheBytes = 48 << 20
-
-// gatherBytes is how much neighbouring metadata is written at once (1 MiB).
-const gatherBytes = 1 << 20
 
 // A block is a metadata block in memory.
 type block struct {
@@ -112,13 +110,13 @@ func (c *cache) flush(ctx context.Context) error {
 func (c *cache) write(ctx context.Context, blocks []*block) error {
 	blocks = slices.DeleteFunc(slices.Clone(blocks), func(b *block) bool { return !b.dirty })
 	slices.SortFunc(blocks, func(a, b *block) int { return int(int64(a.no - b.no)) })
-	out := stream{store: c.dev.WriteAt}
+	out := vfs.NewStream(c.dev.WriteAt)
 	for _, b := range blocks {
-		if err := out.write(ctx, b.data, int64(b.no)*int64(c.size)); err != nil {
+		if err := out.Write(ctx, b.data, int64(b.no)*int64(c.size)); err != nil {
 			return err
 		}
 	}
-	if err := out.flush(ctx); err != nil {
+	if err := out.Flush(ctx); err != nil {
 		return err
 	}
 	for _, b := range blocks {

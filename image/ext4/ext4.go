@@ -73,7 +73,7 @@ type FS struct {
 	groups []group
 	system zone
 	cache  *cache
-	out    stream
+	out    vfs.Stream
 	mapper vfs.ContentMapper // the device, nil if it is none
 
 	data    uint64 // where the search for free data blocks goes on
@@ -89,7 +89,7 @@ func Open(ctx context.Context, dev backend.Writer) (*FS, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open ext4: %w", err)
 	}
-	f := &FS{dev: dev, sb: sb, cache: newCache(dev, int(sb.blockSize)), out: contentOf(dev)}
+	f := &FS{dev: dev, sb: sb, cache: newCache(dev, int(sb.blockSize)), out: vfs.ContentStream(dev)}
 	f.mapper, _ = dev.(vfs.ContentMapper)
 	if err := f.readGroups(ctx); err != nil {
 		return nil, fmt.Errorf("open ext4: %w", err)
@@ -115,7 +115,7 @@ func (f *FS) begin(ctx context.Context) error {
 	if !f.cache.full() {
 		return nil
 	}
-	if err := f.out.flush(ctx); err != nil {
+	if err := f.out.Flush(ctx); err != nil {
 		return err
 	}
 	return f.cache.trim(ctx)
@@ -123,7 +123,7 @@ func (f *FS) begin(ctx context.Context) error {
 
 // Sync writes everything that was changed and syncs the device.
 func (f *FS) Sync(ctx context.Context) error {
-	if err := f.out.flush(ctx); err != nil {
+	if err := f.out.Flush(ctx); err != nil {
 		return fmt.Errorf("sync ext4: %w", err)
 	}
 	if err := f.putGroups(ctx); err != nil {

@@ -172,7 +172,7 @@ func (w *fileWriter) flushTail() error {
 // how much of it was.
 func (w *fileWriter) blocks(off int64, p []byte) (int, error) {
 	n, err := w.place(off, int64(len(p)), func(at, from, to int64) error {
-		return w.f.out.write(w.ctx, p[from:to], at)
+		return w.f.out.Write(w.ctx, p[from:to], at)
 	})
 	return int(n), err
 }

@@ -45,7 +45,7 @@ func Format(ctx context.Context, dev backend.Writer, opts FormatOptions) error {
 	if err != nil {
 		return fmt.Errorf("format ext4: %w", err)
 	}
-	f := &FS{dev: dev, sb: sb, cache: newCache(dev, newBlockSize), out: contentOf(dev)}
+	f := &FS{dev: dev, sb: sb, cache: newCache(dev, newBlockSize), out: vfs.ContentStream(dev)}
 	f.placeGroups()
 	if err := f.layZone(); err != nil {
 		return fmt.Errorf("format ext4: %w", err)

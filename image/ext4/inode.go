@@ -163,7 +163,7 @@ func (f *FS) checkInode(n inode) error {
 	switch {
 	case n.links() == 0:
 		return f.inodeCorrupt(n, "i_links_count", "the inode is not in use")
-	case fileType(n.mode()) == vfs.TypeUnknown:
+	case vfs.TypeOf(n.mode()) == vfs.TypeUnknown:
 		return f.inodeCorrupt(n, "i_mode", "%#o is no type of file", n.mode())
 	case n.size() < 0:
 		return f.inodeCorrupt(n, "i_size", "%#x", uint64(n.size()))
@@ -173,27 +173,6 @@ func (f *FS) checkInode(n inode) error {
 		return f.inodeCorrupt(n, "i_extra_isize", "%d", n.u16(inExtra))
 	}
 	return nil
-}
-
-// fileType returns the type in mode, TypeUnknown if it is none.
-func fileType(mode uint32) vfs.Type {
-	switch mode & syscall.S_IFMT {
-	case syscall.S_IFREG:
-		return vfs.TypeRegular
-	case syscall.S_IFDIR:
-		return vfs.TypeDirectory
-	case syscall.S_IFCHR:
-		return vfs.TypeCharDevice
-	case syscall.S_IFBLK:
-		return vfs.TypeBlockDevice
-	case syscall.S_IFIFO:
-		return vfs.TypeFIFO
-	case syscall.S_IFSOCK:
-		return vfs.TypeSocket
-	case syscall.S_IFLNK:
-		return vfs.TypeSymlink
-	}
-	return vfs.TypeUnknown
 }
 
 // Stat describes the file ino.

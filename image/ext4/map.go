@@ -50,7 +50,7 @@ func (w *fileWriter) mappable() error {
 	if err := w.f.mapper.MapContent(w.ctx, 0, 0, 0); err != nil {
 		return err // before blocks are taken
 	}
-	return w.f.out.flush(w.ctx)
+	return w.f.out.Flush(w.ctx)
 }
 
 // roundUp returns the first multiple of unit, a power of two, that is not less

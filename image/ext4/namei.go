@@ -33,7 +33,7 @@ func (f *FS) Lookup(ctx context.Context, dir vfs.Ino, name string) (vfs.Ino, err
 // Create makes a file of the type in a.Mode: a regular file, a directory, a
 // FIFO, a socket or a device. It fails with fs.ErrExist if the name is taken.
 func (f *FS) Create(ctx context.Context, dir vfs.Ino, name string, a vfs.Attr) (vfs.Ino, error) {
-	t := fileType(a.Mode)
+	t := vfs.TypeOf(a.Mode)
 	if t == vfs.TypeUnknown || t == vfs.TypeSymlink || a.Major >= 1<<12 || a.Minor >= 1<<20 {
 		return 0, fmt.Errorf("create %q of mode %#o, device %d:%d: %w", name, a.Mode, a.Major, a.Minor, syscall.EINVAL)
 	}
@@ -70,7 +70,7 @@ func (f *FS) create(ctx context.Context, dir vfs.Ino, name string, a vfs.Attr, i
 	if err != nil {
 		return 0, fmt.Errorf("create %q: %w", name, err)
 	}
-	t := fileType(a.Mode)
+	t := vfs.TypeOf(a.Mode)
 	if t == vfs.TypeDirectory && !f.canAddLink(parent) {
 		return 0, fmt.Errorf("create %q: %w", name, syscall.EMLINK)
 	}
@@ -160,7 +160,7 @@ func (f *FS) Link(ctx context.Context, dir vfs.Ino, name string, ino vfs.Ino) er
 	case n.links() >= maxLinks:
 		err = syscall.EMLINK
 	default:
-		err = f.insert(ctx, parent, name, ino, fileType(n.mode()))
+		err = f.insert(ctx, parent, name, ino, vfs.TypeOf(n.mode()))
 	}
 	if err != nil {
 		return fmt.Errorf("link %q to inode %d: %w", name, ino, err)
@@ -246,7 +246,7 @@ func (f *FS) freeFile(ctx context.Context, n inode) error {
 
 // hasBlocks reports whether i_block of n maps blocks.
 func (f *FS) hasBlocks(n inode) bool {
-	switch fileType(n.mode()) {
+	switch vfs.TypeOf(n.mode()) {
 	case vfs.TypeRegular, vfs.TypeDirectory:
 		return true
 	case vfs.TypeSymlink:

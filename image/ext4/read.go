@@ -24,7 +24,7 @@ func (f *FS) ReadAt(ctx context.Context, ino vfs.Ino, p []byte, off int64) (int,
 	if off < 0 || off >= n.size() {
 		return 0, io.EOF
 	}
-	if err := f.out.flush(ctx); err != nil {
+	if err := f.out.Flush(ctx); err != nil {
 		return 0, err
 	}
 	want := len(p)

@@ -9,6 +9,7 @@ import (
 	"context"
 	"io"
 	"iter"
+	"syscall"
 	"time"
 )
 
@@ -29,6 +30,28 @@ const (
 	TypeSocket
 	TypeSymlink
 )
+
+// TypeOf returns the type that directories have for a file of this mode,
+// TypeUnknown if that has none.
+func TypeOf(mode uint32) Type {
+	switch mode & syscall.S_IFMT {
+	case syscall.S_IFREG:
+		return TypeRegular
+	case syscall.S_IFDIR:
+		return TypeDirectory
+	case syscall.S_IFCHR:
+		return TypeCharDevice
+	case syscall.S_IFBLK:
+		return TypeBlockDevice
+	case syscall.S_IFIFO:
+		return TypeFIFO
+	case syscall.S_IFSOCK:
+		return TypeSocket
+	case syscall.S_IFLNK:
+		return TypeSymlink
+	}
+	return TypeUnknown
+}
 
 // An Attr holds the attributes of a file that SetAttr can change, and its
 // type. A zero time.Time stands for the epoch.

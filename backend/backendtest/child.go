@@ -28,7 +28,8 @@ type Survivor interface {
 
 // RunRecovery kills processes that serve devices: the test binary, run again.
 
-// roleVar tells a child what to do: "serve <dir>" or "churn <dir>".
+// roleVar tells a child what to do: "serve <dir>", "churn <dir>" or "stall
+// <dir>".
 const roleVar = "BACKENDTEST_ROLE"
 
 // Main is TestMain for a package that calls RunRecovery, whose Recovery.New it
@@ -40,7 +41,7 @@ func Main(m *testing.M, mk func(dir string) (Survivor, error)) {
 	}
 	e, err := mk(dir)
 	if err == nil {
-		err = map[string]func(e Survivor, dir string) error{"serve": serve, "churn": churn}[role](e, dir)
+		err = map[string]func(e Survivor, dir string) error{"serve": serve, "churn": churn, "stall": stall}[role](e, dir)
 	}
 	fmt.Fprintln(os.Stderr, "child:", err)
 	os.Exit(1) //nolint:forbidigo // this is main
@@ -96,6 +97,26 @@ func churn(e Survivor, _ string) error {
 		say("removed")
 	}
 }
+
+// stall makes the device stallID, whose first read is never answered: by that
+// the kernel looks for partitions, if it does.
+func stall(e Survivor, _ string) error {
+	v := NewFaultVolume(NewMemVolume(LoadSize))
+	entered, _ := v.Stall(Read, 0)
+	go func() {
+		<-entered
+		say("reading")
+	}()
+	if _, err := e.Export(context.Background(), stallID, v); err != nil {
+		return err
+	}
+	say("made")
+	_, err := io.Copy(io.Discard, os.Stdin)
+	return err
+}
+
+// stallID names the device that stall makes.
+const stallID = "stalled"
 
 // say tells the parent, if there still is one.
 func say(word string) { _, _ = fmt.Fprintln(os.Stdout, word) }

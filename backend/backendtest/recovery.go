@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/overlaybd-go/overlaybd/backend"
 )
@@ -35,6 +36,7 @@ type Recovery struct {
 func RunRecovery(t *testing.T, r Recovery) {
 	t.Run("Kill", r.kill)
 	t.Run("KillWhileMaking", r.killWhileMaking)
+	t.Run("KillInScan", r.killInScan)
 	t.Run("Abandon", r.abandon)
 	t.Run("Discard", r.discard)
 }
@@ -135,6 +137,41 @@ func (r Recovery) killWhileMaking(t *testing.T) {
 		r.Left(t)
 	}
 }
+
+// killInScan kills a process while it makes a device, in which the kernel
+// already looks for partitions. Its threads wait for what they read, and must
+// not keep the next process from serving or removing the device.
+func (r Recovery) killInScan(t *testing.T) {
+	for name, next := range map[string]func(context.Context, Survivor) error{
+		"resume": func(ctx context.Context, e Survivor) error {
+			_, err := Recover(ctx, e, func(context.Context, string) (backend.Volume, error) {
+				return NewMemVolume(LoadSize), nil
+			})
+			return err
+		},
+		"discard": func(ctx context.Context, e Survivor) error { return e.Discard(ctx, stallID) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := r.dir(t, "")
+			c := startChild(t, "stall", dir)
+			c.line(t) // the first read has come, or there is none
+			time.Sleep(settle)
+			c.kill(t)
+			e, err := r.New(dir)
+			must(t, err)
+			if err := next(t.Context(), e); err != nil {
+				t.Error(err)
+			}
+			c.wait()
+			must(t, e.Close())
+			r.Left(t)
+		})
+	}
+}
+
+// settle is what a child that stalls gets to wait for its disk in every way it
+// can, before it is killed.
+const settle = 100 * time.Millisecond
 
 // abandon hands a device from one exporter to the next while it is read.
 func (r Recovery) abandon(t *testing.T) {

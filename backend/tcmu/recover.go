@@ -31,7 +31,7 @@ func (e *Exporter) Left(ctx context.Context) (ids []string, err error) {
 	for _, s := range stores {
 		switch {
 		case e.devices.Get(s.ID) != nil:
-		case e.attached(s):
+		case e.tree.Attached(s):
 			ids = append(ids, s.ID)
 		default:
 			unused = append(unused, s)
@@ -43,32 +43,6 @@ func (e *Exporter) Left(ctx context.Context) (ids []string, err error) {
 		}
 		return nil
 	})
-}
-
-// stuck is how long it may take to look at a device's target, which takes no
-// time unless somebody is making or removing it.
-const stuck = 5 * time.Second
-
-// attached reports whether s is a disk. It is none yet where a thread of a dead
-// process is making it and waits for the disk's first commands, with the target
-// locked: nobody can look at that until they are answered, which ends the look
-// given up here as well.
-func (e *Exporter) attached(s configfs.Backstore) bool {
-	done := make(chan bool, 1)
-	go func() { done <- e.tree.Attached(s) }()
-	t := time.NewTimer(stuck)
-	defer t.Stop()
-	select {
-	case is := <-done:
-		return is
-	case <-t.C:
-	}
-	select {
-	case is := <-done: // it was this process that was slow
-		return is
-	default:
-		return false
-	}
 }
 
 // Resume serves the device id by v.

@@ -13,7 +13,7 @@
 //
 //   - The kernel waits, unkillable, for answers of this process when a device
 //     is made or removed. A process killed meanwhile ends only when the next
-//     one has called [New].
+//     one, in the same PID namespace, has called [New].
 //   - A process that recovers devices takes all of them that belong to its
 //     tenant: there must not be two.
 //   - Remove cannot see programs in other PID namespaces that have the disk
@@ -39,6 +39,10 @@ import (
 // never is a time-out of the SCSI layer that is longer than any outage: 24
 // days, the reference's.
 const never = 2147483 * time.Second
+
+// letGoTimeout is how long it may take to fail the few commands by which the
+// kernel gets to know a disk or takes leave of it.
+const letGoTimeout = 30 * time.Second
 
 // Options says what devices are like. The zero value is usable.
 type Options struct {
@@ -135,10 +139,25 @@ func New(opts Options) (*Exporter, error) {
 		unclaimed: make(map[string]genl.Event),
 	}
 	e.loops.Go(e.receive)
-	if err := e.tree.ResetEvents(); err != nil {
+	if err := e.letGo(); err != nil {
 		return nil, errors.Join(err, e.stop())
 	}
 	return e, nil
+}
+
+// letGo makes threads of dead processes end that wait for answers to events or
+// to commands.
+func (e *Exporter) letGo() error {
+	if err := e.tree.ResetEvents(); err != nil {
+		return err
+	}
+	all, err := e.tree.Backstores(configfs.HBAOf(e.opts.Tenant))
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), letGoTimeout)
+	defer cancel()
+	return e.tree.LetGo(ctx, all)
 }
 
 // Export makes the device id, a *[Device]. An id is a file name of up to 251

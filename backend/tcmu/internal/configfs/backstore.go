@@ -62,7 +62,7 @@ func (t Tree) Enable(ctx context.Context, b Backstore) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		err := apart(func() error { return write("1", t.path(b), "enable") })
+		err := write("1", t.path(b), "enable")
 		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
 			return err
 		}
@@ -97,12 +97,22 @@ func (t Tree) DestroyHBA(hba int) error {
 // answered back to the initiator, which tries them again. The ring is empty
 // afterwards.
 func (t Tree) Suspend(b Backstore) error {
+	const tryAgain = "1"
+	return t.emptyRing(b, tryAgain)
+}
+
+// failCommands makes the kernel answer the commands in the ring with an error.
+func (t Tree) failCommands(b Backstore) error {
+	const fail = "2"
+	return errors.Join(t.emptyRing(b, fail), t.Resume(b))
+}
+
+func (t Tree) emptyRing(b Backstore, how string) error {
 	dir := filepath.Join(t.path(b), "action")
 	if err := write("1", dir, "block_dev"); err != nil {
 		return err
 	}
-	const retry = "1" // 2 would be an I/O error
-	return write(retry, dir, "reset_ring")
+	return write(how, dir, "reset_ring")
 }
 
 // Resume ends Suspend.

@@ -57,10 +57,11 @@ type Tree struct {
 	Target string // of target core in configfs
 	Sys    string // sysfs
 	Dev    string // device nodes
+	Proc   string // processes
 }
 
 // Kernel is the tree of the running kernel.
-var Kernel = Tree{Target: "/sys/kernel/config/target", Sys: "/sys", Dev: "/dev"}
+var Kernel = Tree{Target: "/sys/kernel/config/target", Sys: "/sys", Dev: "/dev", Proc: "/proc"}
 
 // A Backstore names a device among those of the kernel.
 type Backstore struct {
@@ -132,18 +133,9 @@ func mkdir(path ...string) error {
 // what unlink(2) does to a directory of configfs is not worth knowing.
 func rmdir(path ...string) error {
 	name := filepath.Join(path...)
-	err := apart(func() error { return unix.Rmdir(name) })
+	err := unix.Rmdir(name)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("rmdir %s: %w", name, err)
-	}
-	return nil
-}
-
-func unlink(path ...string) error {
-	name := filepath.Join(path...)
-	err := apart(func() error { return unix.Unlink(name) })
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("unlink %s: %w", name, err)
 	}
 	return nil
 }

@@ -95,7 +95,7 @@ func fakeTree(t *testing.T, files map[string]string) Tree {
 			t.Fatal(err)
 		}
 	}
-	return Tree{Target: filepath.Join(dir, "target"), Sys: filepath.Join(dir, "sys"), Dev: filepath.Join(dir, "dev")}
+	return Tree{Target: filepath.Join(dir, "target"), Sys: filepath.Join(dir, "sys"), Dev: filepath.Join(dir, "dev"), Proc: filepath.Join(dir, "proc")}
 }
 
 func TestFindWhatIsThere(t *testing.T) {

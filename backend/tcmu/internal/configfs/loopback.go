@@ -58,7 +58,7 @@ func (t Tree) attach(b Backstore, dir, wwn string) error {
 		return err
 	}
 	link := filepath.Join(group, "lun", lun, devPrefix+b.ID)
-	if err := apart(func() error { return unix.Symlink(t.path(b), link) }); err != nil {
+	if err := await(b, func() error { return unix.Symlink(t.path(b), link) }); err != nil {
 		return fmt.Errorf("link %s: %w", link, err)
 	}
 	return nil
@@ -93,8 +93,10 @@ func (t Tree) Attached(b Backstore) bool {
 // It waits for commands under way.
 func (t Tree) Detach(b Backstore) error {
 	if dir, ok := t.target(b); ok {
-		if err := unlink(dir, portGroup, "lun", lun, devPrefix+b.ID); err != nil {
-			return err
+		link := filepath.Join(dir, portGroup, "lun", lun, devPrefix+b.ID)
+		err := await(b, func() error { return unix.Unlink(link) })
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("unlink %s: %w", link, err)
 		}
 		return t.removeTarget(dir)
 	}
@@ -145,7 +147,7 @@ func (t Tree) FindDisk(ctx context.Context, b Backstore) (Disk, error) {
 	defer tick.Stop()
 	for {
 		if d, ok := t.disk(sys); ok {
-			return d, d.waitOpen(ctx)
+			return d, d.waitOpen(ctx, b)
 		}
 		if !t.Attached(b) {
 			return Disk{}, fmt.Errorf("loopback target of device %s was removed: %w", b.ID, fs.ErrNotExist)
@@ -160,27 +162,28 @@ func (t Tree) FindDisk(ctx context.Context, b Backstore) (Disk, error) {
 
 // waitOpen waits until the disk can be opened. That itself waits, unkillable,
 // while the disk does not answer.
-func (d Disk) waitOpen(ctx context.Context) error {
+func (d Disk) waitOpen(ctx context.Context, b Backstore) error {
 	opened := make(chan error, 1)
-	go func() {
-		for {
-			fd, err := unix.Open(d.Node, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-			switch {
-			case err == nil:
-				opened <- unix.Close(fd)
-				return
-			case !errors.Is(err, unix.ENXIO) || ctx.Err() != nil:
-				opened <- err
-				return
-			}
-			time.Sleep(time.Millisecond) // the node comes just before the disk
-		}
-	}()
+	go func() { opened <- await(b, func() error { return d.open(ctx) }) }()
 	select {
 	case err := <-opened:
 		return err
 	case <-ctx.Done():
 		return fmt.Errorf("open %s: %w", d.Node, ctx.Err())
+	}
+}
+
+// open opens the disk once. Its node comes just before it.
+func (d Disk) open(ctx context.Context) error {
+	for {
+		fd, err := unix.Open(d.Node, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		if err == nil {
+			return unix.Close(fd)
+		}
+		if !errors.Is(err, unix.ENXIO) || ctx.Err() != nil {
+			return err
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 

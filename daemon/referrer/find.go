@@ -16,6 +16,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/overlaybd-go/overlaybd/image/turbo"
 )
 
 // The artifact types of block images: TurboOCI ones and those with content of
@@ -191,16 +193,8 @@ func bringLayer(ctx context.Context, repo Repository, l Layer) error {
 	if err := os.MkdirAll(l.Files, 0o700); err != nil {
 		return err
 	}
-	verified := &verifier{r: r, left: l.Size, digester: l.Digest.Algorithm().Digester()}
-	if err := Unpack(verified, l.Files, unpackedLimit(l.Size)); err != nil {
-		return err
-	}
-	return verified.finish(l.Digest)
+	return turbo.Unpack(r, l.Digest, l.Size, l.Files)
 }
-
-// unpackedLimit is what a layer of size bytes may hold. Its files are compressed
-// before they are packed.
-func unpackedLimit(size int64) int64 { return 16*size + 1<<20 }
 
 func fetchManifest(ctx context.Context, repo Repository, desc ocispec.Descriptor) (m ocispec.Manifest, err error) {
 	if err := desc.Digest.Validate(); err != nil {

@@ -1,17 +1,77 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package referrer_test
+package turbo_test
 
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/overlaybd-go/overlaybd/daemon/referrer"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/overlaybd-go/overlaybd/image/turbo"
 )
+
+type entry struct {
+	name, text string
+	kind       byte
+}
+
+func file(name, text string) entry { return entry{name: name, text: text, kind: tar.TypeReg} }
+
+func archive(t testing.TB, entries ...entry) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	z := gzip.NewWriter(&buf)
+	w := tar.NewWriter(z)
+	for _, e := range entries {
+		h := &tar.Header{Name: e.name, Mode: 0o644, Size: int64(len(e.text)), Typeflag: e.kind}
+		if e.kind == tar.TypeSymlink {
+			h.Size, h.Linkname = 0, e.text
+		}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if e.kind == tar.TypeReg {
+			if _, err := io.WriteString(w, e.text); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := errors.Join(w.Close(), z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+// TestUnpackVerifies: files of another blob than was asked for are not taken.
+func TestUnpackVerifies(t *testing.T) {
+	blob := archive(t, file("ext4.fs.meta", "metadata"), file("gzip.meta", "index"))
+	dgst, size := digest.FromBytes(blob), int64(len(blob))
+	for _, tc := range []struct {
+		name string
+		blob []byte
+		want string
+	}{
+		{"same", blob, ""},
+		{"other", archive(t, file("ext4.fs.meta", "metaData"), file("gzip.meta", "index")), "content is sha256:"},
+		{"longer", append(bytes.Clone(blob), 0), "longer than"},
+		{"shorter", blob[:size-9], "unexpected EOF"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			err := turbo.Unpack(bytes.NewReader(tc.blob), dgst, size, t.TempDir())
+			if tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
+				t.Errorf("got %v, want %q", err, tc.want)
+			}
+		})
+	}
+}
 
 func TestUnpack(t *testing.T) {
 	good := []entry{file("ext4.fs.meta", "metadata"), file("./gzip.meta", "index"), file("README", "hello"), {name: "dir/", kind: tar.TypeDir}}
@@ -36,7 +96,7 @@ func TestUnpack(t *testing.T) {
 				}
 			}
 			dir := t.TempDir()
-			err := referrer.Unpack(bytes.NewReader(archive(t, tc.entries...)), dir, tc.limit)
+			err := turbo.UnpackAll(bytes.NewReader(archive(t, tc.entries...)), dir, tc.limit)
 			if tc.want != "" {
 				if err == nil || !strings.Contains(err.Error(), tc.want) {
 					t.Errorf("got %v, want %s", err, tc.want)
@@ -95,7 +155,7 @@ func octal(n int) []byte {
 // TestUnpackHole: a file that takes no room in the archive is measured by what
 // it would take on the node.
 func TestUnpackHole(t *testing.T) {
-	err := referrer.Unpack(bytes.NewReader(sparseTar(t)), t.TempDir(), 1<<20)
+	err := turbo.UnpackAll(bytes.NewReader(sparseTar(t)), t.TempDir(), 1<<20)
 	if err == nil || !strings.Contains(err.Error(), "more than 1048576 bytes") {
 		t.Errorf("got %v, want the limit", err)
 	}
@@ -113,7 +173,7 @@ func FuzzUnpack(f *testing.F) {
 		if err := os.Mkdir(inner, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		_ = referrer.Unpack(bytes.NewReader(layer), inner, limit)
+		_ = turbo.UnpackAll(bytes.NewReader(layer), inner, limit)
 		if all, err := os.ReadDir(dir); err != nil || len(all) != 1 {
 			t.Fatalf("it wrote %v, %v", all, err)
 		}

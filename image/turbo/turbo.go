@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package referrer
+// Package turbo knows the files of a TurboOCI layer: the metadata of a file
+// system, a layer of blocks whose other blocks lie in an ordinary layer, and an
+// index of that if it is compressed. In a registry they are a tar, compressed
+// with gzip.
+package turbo
 
 import (
 	"archive/tar"
@@ -18,16 +22,38 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// fileNames are those of a TurboOCI layer's files.
-var fileNames = []string{"ext4.fs.meta", "erofs.fs.meta", "gzip.meta", "zstd.meta", ".turbo.ociv1"}
+// The names of the files. Durable.
+const (
+	MetaSuffix = ".fs.meta"     // of the metadata, behind the file system's name
+	GzipIndex  = "gzip.meta"    // of a target that is compressed with gzip
+	ZstdIndex  = "zstd.meta"    // or with zstd; ours
+	Mark       = ".turbo.ociv1" // empty
+)
+
+// fileNames are all that is unpacked.
+var fileNames = []string{"ext4" + MetaSuffix, "erofs" + MetaSuffix, GzipIndex, ZstdIndex, Mark}
 
 // maxEntries bounds the entries of a layer's archive.
 const maxEntries = 100
 
-// Unpack writes the files of a TurboOCI layer, a tar that may be compressed with
-// gzip, into the empty directory dir, and syncs them. It reads r to its end.
-// Entries that no layer needs are skipped; all together may hold limit bytes.
-func Unpack(r io.Reader, dir string, limit int64) error {
+// Unpack writes the files of the layer r, which has size bytes and the digest
+// dgst, into the empty directory dir, and syncs them. It reads r to its end;
+// after an error there may be files whose content is anything.
+func Unpack(r io.Reader, dgst digest.Digest, size int64, dir string) error {
+	v := &verifier{r: r, left: size, digester: dgst.Algorithm().Digester()}
+	if err := unpackAll(v, dir, unpackedLimit(size)); err != nil {
+		return err
+	}
+	return v.finish(dgst)
+}
+
+// unpackedLimit is how many bytes a layer of size bytes may unpack to: metadata
+// are compressed already, and an index as well as it can be.
+func unpackedLimit(size int64) int64 { return 16*size + 1<<20 }
+
+// unpackAll unpacks a tar that need not be compressed. Entries that no layer needs
+// are skipped; all together may hold limit bytes.
+func unpackAll(r io.Reader, dir string, limit int64) error {
 	content, err := decompress(r)
 	if err != nil {
 		return err

@@ -52,6 +52,10 @@ func (i *Image) ReadvAt(ctx context.Context, iov [][]byte, off int64) (int, erro
 
 // openLowers opens every lower of v that holds blocks, in parallel.
 func openLowers(ctx context.Context, v *spec.Volume, blobs fetcher.Opener) ([]*lsmt.Layer, error) {
+	v, err := Localize(ctx, v, blobs)
+	if err != nil {
+		return nil, err
+	}
 	lowers := v.Lowers
 	if v.AccelerationLayer && len(lowers) > 0 {
 		lowers = lowers[:len(lowers)-1] // the trace of an earlier run

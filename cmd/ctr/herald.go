@@ -121,12 +121,12 @@ func (h *herald) announce(all []ocispec.Descriptor) bool {
 // the registry.
 func blockLayers(all []ocispec.Descriptor) (blobs []blockapi.Blob) {
 	for _, d := range all {
-		if snapshotter.TargetOf(d.Annotations) != "" {
-			continue // its blob is pulled
-		}
 		dgst, size := d.Annotations[snapshotter.LabelBlobDigest], d.Annotations[snapshotter.LabelBlobSize]
 		if n, err := strconv.ParseInt(size, 10, 64); err == nil && dgst != "" {
-			blobs = append(blobs, blockapi.Blob{Digest: digest.Digest(dgst), Size: n})
+			blobs = append(blobs, blockapi.Blob{
+				Digest: digest.Digest(dgst), Size: n,
+				Whole: snapshotter.TargetOf(d.Annotations) != "",
+			})
 		}
 	}
 	return blobs

@@ -33,7 +33,7 @@ func (c converter) Convert(ctx context.Context, job snapshotter.Conversion) (err
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(c.life, cancel)()
-	below, err := c.lowers(job)
+	below, err := c.lowers(ctx, job)
 	if err != nil {
 		return err
 	}

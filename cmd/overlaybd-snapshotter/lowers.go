@@ -37,7 +37,7 @@ type lowers struct {
 }
 
 // lowers returns the layers below a conversion, to be closed.
-func (c converter) lowers(job snapshotter.Conversion) (*lowers, error) {
+func (c converter) lowers(ctx context.Context, job snapshotter.Conversion) (*lowers, error) {
 	l := &lowers{volume: job.Below, blobs: fetcher.Schemes{"file": file.Opener{}}}
 	if job.Below == nil || !slices.ContainsFunc(job.Below.Lowers, func(l spec.Lower) bool { return localFile(l) == "" }) {
 		return l, nil
@@ -47,6 +47,9 @@ func (c converter) lowers(job snapshotter.Conversion) (*lowers, error) {
 		return nil, errors.Join(err, l.close())
 	}
 	l.blobs = fetcher.Schemes{"file": file.Opener{}, "https": remote, "http": remote}
+	if l.volume, err = image.Localize(ctx, job.Below, l.blobs); err != nil {
+		return nil, errors.Join(err, l.close())
+	}
 	return l, nil
 }
 

@@ -49,6 +49,10 @@ type Service interface {
 type Blob struct {
 	Digest digest.Digest
 	Size   int64 // bytes
+
+	// Whole says that all of it will be read: it is no layer of blocks, but
+	// holds the metadata of one.
+	Whole bool
 }
 
 // An Attachment is a live block device and how it fares.

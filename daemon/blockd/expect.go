@@ -62,12 +62,28 @@ func (d *Daemon) Expect(_ context.Context, repository string, blobs ...blockapi.
 	if len(blobs) == 0 {
 		d.warm(repository)
 	}
-	for _, v := range volumes {
+	for i, v := range volumes {
 		l := v.Lowers[0]
 		ref := fetcher.Ref{URL: v.BlobURL(l), Digest: l.Digest, Size: l.Size}
-		d.expected.begin(ref, func(ctx context.Context, x *expectation) error { return d.expected.hold(ctx, x, v) })
+		prepare := openOnce(v)
+		if blobs[i].Whole {
+			prepare = func(ctx context.Context, b *cache.Blob) error { return image.AskWhole(ctx, b) }
+		}
+		d.expected.begin(ref, func(ctx context.Context, x *expectation) error { return d.expected.hold(ctx, x, prepare) })
 	}
 	return nil
+}
+
+// openOnce returns what fetches of the blob of v's only layer what opening it
+// takes.
+func openOnce(v *spec.Volume) func(context.Context, *cache.Blob) error {
+	return func(ctx context.Context, b *cache.Blob) error {
+		img, err := image.Open(ctx, v, loan{b})
+		if err != nil {
+			return err
+		}
+		return img.Close()
+	}
 }
 
 // warm prepares for reads of the repository whose blobs have this URL.
@@ -146,10 +162,10 @@ func (e *expectations) begin(ref fetcher.Ref, do func(context.Context, *expectat
 	})
 }
 
-// hold opens the blob of x, has fetched what opening the layer in it takes,
-// and keeps it until it is taken or its time is over.
-func (e *expectations) hold(ctx context.Context, x *expectation, v *spec.Volume) error {
-	if err := e.warm(ctx, x, v); err != nil {
+// hold opens the blob of x, has fetched what prepare takes of it, and keeps it
+// until it is taken or its time is over.
+func (e *expectations) hold(ctx context.Context, x *expectation, prepare func(context.Context, *cache.Blob) error) error {
+	if err := e.warm(ctx, x, prepare); err != nil {
 		return err
 	}
 	select {
@@ -159,7 +175,7 @@ func (e *expectations) hold(ctx context.Context, x *expectation, v *spec.Volume)
 	return nil
 }
 
-func (e *expectations) warm(ctx context.Context, x *expectation, v *spec.Volume) error {
+func (e *expectations) warm(ctx context.Context, x *expectation, prepare func(context.Context, *cache.Blob) error) error {
 	select {
 	case e.turns <- struct{}{}:
 		defer func() { <-e.turns }()
@@ -176,11 +192,7 @@ func (e *expectations) warm(ctx context.Context, x *expectation, v *spec.Volume)
 	if !ok || !e.offer(x, cached) {
 		return b.Close()
 	}
-	img, err := image.Open(ctx, v, loan{cached})
-	if err != nil {
-		return err
-	}
-	return img.Close()
+	return prepare(ctx, cached)
 }
 
 // offer makes b the blob of x, unless somebody wanted it before.

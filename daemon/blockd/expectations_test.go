@@ -51,7 +51,7 @@ func expectLayer(t *testing.T) (e *expectations, ref fetcher.Ref) {
 	ref = fetcher.Ref{URL: v.BlobURL(v.Lowers[0]), Digest: v.Lowers[0].Digest, Size: st.Size()}
 	e = newExpectations(c.Opener(openFile(path)), slog.New(slog.DiscardHandler))
 	t.Cleanup(e.close)
-	e.begin(ref, func(ctx context.Context, x *expectation) error { return e.hold(ctx, x, v) })
+	e.begin(ref, func(ctx context.Context, x *expectation) error { return e.hold(ctx, x, openOnce(v)) })
 	return e, ref
 }
 

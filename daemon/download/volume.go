@@ -63,6 +63,7 @@ func (v *Volume) Open(ctx context.Context, ref fetcher.Ref) (fetcher.Blob, error
 func (v *Volume) lower(ref fetcher.Ref, size int64) (l spec.Lower, local, ok bool) {
 	for _, l := range v.spec.Lowers {
 		switch {
+		case len(l.TurboMeta) > 0: // its blob is unpacked when it is opened
 		case !filepath.IsAbs(l.Dir) || l.Digest == "" || l.RepoBlobURL == "" && v.spec.RepoBlobURL == "":
 		case ref.Digest == l.Digest:
 			return l, false, true

@@ -62,7 +62,11 @@ func (s *Snapshotter) createLazily(ctx context.Context, base snapshots.Info) err
 	if !staysRemote(base) {
 		return s.createAttached(ctx, base)
 	}
-	l, err := parseLayer(base.Labels, s.opts.PlainHTTP)
+	parse := parseLayer
+	if isTurbo(base) {
+		parse = parseRemoteTurbo
+	}
+	l, err := parse(base.Labels, s.opts.PlainHTTP)
 	if err != nil {
 		return fmt.Errorf("create layer %s: %w", base.Labels[snapshots.LabelSnapshotRef], err)
 	}
@@ -116,9 +120,9 @@ func (s *Snapshotter) createRemote(ctx context.Context, base snapshots.Info, l s
 }
 
 // staysRemote reports whether base is for a layer whose blob can stay where it
-// is. The small one of a TurboOCI layer is downloaded and unpacked.
+// is.
 func staysRemote(base snapshots.Info) bool {
-	return isBlockLayer(base.Labels) && !isTurbo(base) && base.Labels[LabelDownload] != valueDownload
+	return isBlockLayer(base.Labels) && base.Labels[LabelDownload] != valueDownload
 }
 
 // onPlain explains errPlain where a block layer was to lie on something.

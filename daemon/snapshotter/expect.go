@@ -16,8 +16,8 @@ import (
 const expectTimeout = 5 * time.Second
 
 // expect has the block daemon told that a layer has come, for a container that
-// will probably start soon; of one without a digest, only its repository. Where it does not keep up, it will hear of the
-// layer when that is attached.
+// will probably start soon; of one without a digest, only its repository. Where
+// it does not keep up, it will hear of the layer when that is attached.
 func (s *Snapshotter) expect(l spec.Lower) {
 	select {
 	case s.expected <- l:
@@ -45,5 +45,5 @@ func (s *Snapshotter) announceOne(l spec.Lower) error {
 	if l.Digest == "" {
 		return s.opts.Block.Expect(ctx, l.RepoBlobURL)
 	}
-	return s.opts.Block.Expect(ctx, l.RepoBlobURL, blockapi.Blob{Digest: l.Digest, Size: l.Size})
+	return s.opts.Block.Expect(ctx, l.RepoBlobURL, blockapi.Blob{Digest: l.Digest, Size: l.Size, Whole: l.TargetDigest != ""})
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/overlaybd-go/overlaybd/daemon/referrer"
+	"github.com/overlaybd-go/overlaybd/image/turbo"
 )
 
 // A layout names the files below the root directory. It is durable, and the
@@ -42,12 +43,12 @@ func (l layout) commit(id string) string { return filepath.Join(l.fs(id), "overl
 func (l layout) sealed(id string) string { return filepath.Join(l.fs(id), "overlaybd.sealed") }
 
 // meta is the metadata of a TurboOCI layer for a file system.
-func (l layout) meta(id, fs string) string { return filepath.Join(l.fs(id), fs+metaSuffix) }
+func (l layout) meta(id, fs string) string { return filepath.Join(l.fs(id), fs+turbo.MetaSuffix) }
 
 // gzipIndex and zstdIndex are the indexes of the layer that a TurboOCI layer
 // points into.
-func (l layout) gzipIndex(id string) string { return filepath.Join(l.fs(id), "gzip.meta") }
-func (l layout) zstdIndex(id string) string { return filepath.Join(l.fs(id), "zstd.meta") }
+func (l layout) gzipIndex(id string) string { return filepath.Join(l.fs(id), turbo.GzipIndex) }
+func (l layout) zstdIndex(id string) string { return filepath.Join(l.fs(id), turbo.ZstdIndex) }
 
 // layerTar is an ordinary layer as it came, to be converted, and diffID holds
 // the digest of its content, if that is known.

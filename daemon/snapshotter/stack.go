@@ -73,6 +73,9 @@ func (s *Snapshotter) volume(st stack) (*spec.Volume, error) {
 // it is not a block layer.
 func (s *Snapshotter) ownLayer(n node) (spec.Lower, bool, error) {
 	switch {
+	case isTurbo(n.info) && n.info.Labels[LabelRemote] != "":
+		l, err := parseRemoteTurbo(n.info.Labels, s.opts.PlainHTTP)
+		return l, true, err
 	case isTurbo(n.info):
 		l, err := parseTurbo(n.info.Labels, s.opts.PlainHTTP)
 		return l, true, err
@@ -151,7 +154,7 @@ func (s *Snapshotter) compose(n node, below stack, l spec.Lower) (*spec.Volume, 
 		l.Dir = s.at.fs(n.id)
 	}
 	if l.TargetDigest != "" {
-		if err := s.findMeta(&l, n, v); err != nil {
+		if err := s.nameFiles(&l, n, v); err != nil {
 			return nil, fmt.Errorf("TurboOCI layer for %s: %w: %w", l.TargetDigest, err, errdefs.ErrFailedPrecondition)
 		}
 	}

@@ -18,14 +18,13 @@ import (
 
 	"github.com/overlaybd-go/overlaybd/daemon/snapshotter/blockmount"
 	"github.com/overlaybd-go/overlaybd/image/spec"
+	"github.com/overlaybd-go/overlaybd/image/turbo"
 )
 
 // A TurboOCI layer is small: it holds the metadata of a file system whose
-// content lies in an ordinary layer, its target. It is downloaded and unpacked
-// as any other, and its spec is written when it is committed.
-
-// metaSuffix is how the names of metadata end, after that of the file system.
-const metaSuffix = ".fs.meta"
+// content lies in an ordinary layer, its target. The block daemon fetches and
+// unpacks it. Where a client wants it downloaded it is unpacked as any other,
+// and its spec is written when it is committed.
 
 // What a layer may hold at most, in bytes. They are a few percent of a layer;
 // the index is read into memory.
@@ -67,6 +66,18 @@ func parseTurbo(labels map[string]string, plain []string) (spec.Lower, error) {
 		return spec.Lower{}, badLabels(err)
 	}
 	return spec.Lower{TargetDigest: target, RepoBlobURL: repo}, nil
+}
+
+// parseRemoteTurbo returns the TurboOCI layer that labels describe and whose own
+// blob is still in the registry, but for the names of its files.
+func parseRemoteTurbo(labels map[string]string, plain []string) (spec.Lower, error) {
+	l, err := parseTurbo(labels, plain)
+	if err != nil {
+		return l, err
+	}
+	blob, err := parseLayer(labels, plain)
+	l.Digest, l.Size = blob.Digest, blob.Size
+	return l, err
 }
 
 // turboLabels are what parseTurbo and compose need to know of a layer.
@@ -113,6 +124,33 @@ func (s *Snapshotter) finishTurbo(st stack) error {
 	return nil
 }
 
+// nameFiles fills in the files of l, the TurboOCI layer of snapshot n, which
+// lies on below: those that are there, or that the block daemon will unpack.
+func (s *Snapshotter) nameFiles(l *spec.Lower, n node, below *spec.Volume) error {
+	if l.Digest == "" || s.isUnpacked(n.id) {
+		l.Digest, l.Size = "", 0
+		return s.findMeta(l, n, below)
+	}
+	for _, fs := range s.fileSystems(below) {
+		l.TurboMeta = append(l.TurboMeta, fs+turbo.MetaSuffix)
+	}
+	switch kind := targetType(n.info.Labels); {
+	case strings.HasSuffix(kind, "gzip"):
+		l.GzipIndex = s.at.gzipIndex(n.id)
+	case strings.HasSuffix(kind, "zstd"):
+		l.GzipIndex = s.at.zstdIndex(n.id)
+	}
+	return nil
+}
+
+// isUnpacked reports whether there are files of a TurboOCI layer in snapshot id.
+func (s *Snapshotter) isUnpacked(id string) bool {
+	return slices.ContainsFunc([]string{"ext4", "erofs"}, func(fs string) bool {
+		_, err := os.Lstat(s.at.meta(id, fs))
+		return err == nil
+	})
+}
+
 // findMeta fills in the files of l, a TurboOCI layer that is unpacked in
 // snapshot n and lies on below. They come from a stranger's archive.
 func (s *Snapshotter) findMeta(l *spec.Lower, n node, below *spec.Volume) error {
@@ -149,8 +187,11 @@ func (s *Snapshotter) fileSystems(below *spec.Volume) []string {
 		return []string{"ext4"}
 	}
 	for _, l := range below.Lowers {
-		if fs, ok := strings.CutSuffix(filepath.Base(l.File), metaSuffix); ok {
+		if fs, ok := strings.CutSuffix(filepath.Base(l.File), turbo.MetaSuffix); ok {
 			return []string{fs}
+		}
+		if len(l.TurboMeta) > 0 {
+			return fsNames(l.TurboMeta)
 		}
 	}
 	if len(below.Lowers) > 0 {
@@ -159,6 +200,15 @@ func (s *Snapshotter) fileSystems(below *spec.Volume) []string {
 	return slices.DeleteFunc(slices.Clone(s.opts.TurboFS), func(fs string) bool {
 		return fs != "ext4" && !blockmount.Supported(fs)
 	})
+}
+
+// fsNames returns the file systems that files with these names are the metadata
+// of.
+func fsNames(files []string) (names []string) {
+	for _, file := range files {
+		names = append(names, strings.TrimSuffix(file, turbo.MetaSuffix))
+	}
+	return names
 }
 
 // indexFile returns the index of the target of snapshot id, or nothing if

@@ -5,6 +5,7 @@ package snapshotter_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -28,9 +29,16 @@ const (
 	testBlobs   = "https://registry.test/v2/library/app/blobs"
 )
 
-// turboLabels are those of a TurboOCI layer whose target is compressed with
-// compression, if that is not empty.
+// turboLabels are those of a TurboOCI layer that is to be downloaded, whose
+// target is compressed with compression, if that is not empty.
 func turboLabels(ref string, target digest.Digest, compression string) map[string]string {
+	labels := remoteLabels(ref, target, compression)
+	labels[snapshotter.LabelDownload] = "download"
+	return labels
+}
+
+// remoteLabels are those of one that is not.
+func remoteLabels(ref string, target digest.Digest, compression string) map[string]string {
 	labels := layerLabels(ref, digest.FromString("metadata for "+target.String()), testRepo)
 	labels[snapshotter.LabelTargetDigest] = target.String()
 	labels[snapshotter.LabelTargetMediaType] = strings.TrimSuffix(ociLayer+"+"+compression, "+")
@@ -93,9 +101,7 @@ func TestTurboPull(t *testing.T) {
 	r.pullLabels("sha256:2", "sha256:1", layerLabels("sha256:2", native, "elsewhere.test/app"))
 	delete(meta, "gzip.meta")
 	meta["zstd.meta"] = "index"
-	top := turboLabels("sha256:3", target[3], "zstd")
-	top[snapshotter.LabelDownload] = "download" // as it is anyway
-	r.mustUnpack("sha256:3", "sha256:2", top, meta)
+	r.mustUnpack("sha256:3", "sha256:2", turboLabels("sha256:3", target[3], "zstd"), meta)
 
 	if got := <-heard; got != testBlobs {
 		t.Errorf("the block daemon heard of %s", got)
@@ -122,6 +128,55 @@ func TestTurboPull(t *testing.T) {
 	usage, err := r.Usage(t.Context(), "sha256:3")
 	if err != nil || usage.Size == 0 || usage.Inodes < 6 { // directory, three files, spec, mark
 		t.Errorf("usage %+v, %v", usage, err)
+	}
+}
+
+// TestTurboRemote: nothing of a TurboOCI layer is downloaded where nobody asks for
+// that. The block daemon hears of its metadata, and which to unpack of them.
+func TestTurboRemote(t *testing.T) {
+	need.Root(t)
+	f := newFake(t)
+	heard := make(chan blockapi.Blob, 10)
+	f.expect = func(_ context.Context, _ string, blobs []blockapi.Blob) error {
+		for _, b := range blobs {
+			heard <- b
+		}
+		return nil
+	}
+	r := newRig(t, f, func(o *snapshotter.Options) { o.TurboFS = []string{"ext4", "erofs"} })
+	choice := []string{"ext4.fs.meta"}
+	if blockmount.Supported("erofs") {
+		choice = append(choice, "erofs.fs.meta")
+	}
+	target, native := []digest.Digest{digest.FromString("0"), digest.FromString("2")}, digest.FromString("native")
+	labels := []map[string]string{
+		remoteLabels("sha256:0", target[0], "gzip"), layerLabels("sha256:1", native, testRepo), remoteLabels("sha256:2", target[1], ""),
+	}
+	want := &spec.Volume{RepoBlobURL: testBlobs, ResultFile: r.path("3", "block", "init-debug.log")}
+	for i, l := range labels {
+		ref, parent := fmt.Sprint("sha256:", i), ""
+		if i > 0 {
+			parent = fmt.Sprint("sha256:", i-1)
+		}
+		r.pullLabels(ref, parent, l)
+		id := fmt.Sprint(i + 1)
+		blob := digest.Digest(l[snapshotter.LabelBlobDigest])
+		if got := <-heard; got != (blockapi.Blob{Digest: blob, Size: 4096, Whole: i != 1}) {
+			t.Errorf("the block daemon heard of %+v", got)
+		}
+		want.Lowers = append(want.Lowers, spec.Lower{Dir: r.path(id, "fs"), Digest: blob, Size: 4096})
+	}
+	bottom, top := &want.Lowers[0], &want.Lowers[2]
+	bottom.TargetDigest, bottom.TurboMeta, bottom.GzipIndex = target[0], choice, r.path("1", "fs", "gzip.meta")
+	top.TargetDigest, top.TurboMeta = target[1], choice
+	if d := cmp.Diff(want, r.spec("3")); d != "" {
+		t.Errorf("spec (-want +got):\n%s", d)
+	}
+	r.dropSpecs("1", "2", "3")
+	r.restart()
+	r.pull("sha256:3", "sha256:2", digest.FromString("3"))
+	if d := cmp.Diff(want.Lowers, r.spec("4").Lowers[:3]); d != "" {
+		t.Errorf("spec written again (-want +got):\n%s", d)
 	}
 }
 

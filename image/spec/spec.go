@@ -6,7 +6,7 @@
 // The schema is the reference implementation's, so that either's daemon can
 // serve a directory the other's snapshotter wrote. Keys of ours that the
 // reference does not know ([Lower.RepoBlobURL], [Upper.Sparse]) are optional
-// and ignored by it. The file is written before the device exists and is the
+// and ignored by it; it cannot serve layers with [Lower.TurboMeta]. The file is written before the device exists and is the
 // only state from which a restarted daemon rebuilds it.
 package spec
 
@@ -18,6 +18,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -66,6 +67,12 @@ type Lower struct {
 	TargetFile   string        `json:"targetFile,omitempty"`
 	TargetDigest digest.Digest `json:"targetDigest,omitempty"`
 	GzipIndex    string        `json:"gzipIndex,omitempty"`
+
+	// TurboMeta says that Digest is the blob of a TurboOCI layer as registries
+	// have it, whose files are to be unpacked into Dir: the layer is the file of
+	// the first of these names that all such lowers have. Beside it is the
+	// index: GzipIndex, if it is given, or any.
+	TurboMeta []string `json:"turboMeta,omitempty"`
 }
 
 // An Upper is the writable layer; its zero value means a read-only volume.
@@ -174,6 +181,10 @@ func (v *Volume) validateLower(l Lower) error {
 		return fmt.Errorf("layer %s is remote but repoBlobUrl is empty", l.Digest)
 	case l.GzipIndex != "" && l.TargetFile == "" && l.TargetDigest == "":
 		return fmt.Errorf("gzipIndex %s without targetFile or targetDigest", l.GzipIndex)
+	case len(l.TurboMeta) > 0 && (l.Digest == "" || l.Size == 0 || l.Dir == "" || l.File != "" || v.repo(l) == ""):
+		return errors.New("turboMeta without a digest and its size, a repoBlobUrl and a dir, or with a file")
+	case slices.ContainsFunc(l.TurboMeta, func(name string) bool { return !filepath.IsLocal(name) || name != filepath.Base(name) }):
+		return fmt.Errorf("turboMeta %q are not file names", l.TurboMeta)
 	case l.TargetDigest != "" && l.TargetFile == "" && v.repo(l) == "":
 		return fmt.Errorf("target %s is remote but repoBlobUrl is empty", l.TargetDigest)
 	}

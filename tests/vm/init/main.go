@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -177,6 +178,7 @@ func execute(c job.Command, out io.Writer) (code int, err error) {
 	cmd := exec.Command(c.Args[0], c.Args[1:]...) //nolint:noctx // the host ends the guest when its time is over
 	cmd.Dir, cmd.Env = "/tmp", append(c.Env, "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/tmp")
 	cmd.Stdout, cmd.Stderr = out, out
+	defer time.AfterFunc(slow, func() { tellBlocked(out) }).Stop()
 	err = cmd.Run()
 	var exit *exec.ExitError
 	switch {

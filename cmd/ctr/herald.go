@@ -125,7 +125,7 @@ func blockLayers(all []ocispec.Descriptor) (blobs []blockapi.Blob) {
 		if n, err := strconv.ParseInt(size, 10, 64); err == nil && dgst != "" {
 			blobs = append(blobs, blockapi.Blob{
 				Digest: digest.Digest(dgst), Size: n,
-				Whole: snapshotter.TargetOf(d.Annotations) != "",
+				Target: digest.Digest(snapshotter.TargetOf(d.Annotations)),
 			})
 		}
 	}

@@ -124,7 +124,11 @@ func TestHerald(t *testing.T) {
 	index := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Data: []byte(`{"manifests":[{}]}`)}
 	manifest := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest}
 	handle(t, h, index, manifest)
-	handle(t, h, manifest, plainLayer, turboLayer) // whose blob is pulled
+	handle(t, h, manifest, plainLayer, turboLayer)
+	turbo := blockapi.Blob{Digest: turboLayer.Digest, Size: 9, Target: digest.FromString("target")}
+	if got, want := <-l.heard, fmt.Sprint(repository, []blockapi.Blob{turbo}); got != want {
+		t.Errorf("of the manifest it heard %q, want %q", got, want)
+	}
 	handle(t, h, manifest, plainLayer, blockLayer)
 	if got := <-l.heard; got != layers {
 		t.Errorf("of the manifest it heard %q, want %q", got, layers)

@@ -39,7 +39,8 @@ type node struct {
 	exporters exporters
 	cache     *cache.Cache
 	remote    *registry.Opener
-	sources   []io.Closer // of the configuration's other sources
+	limited   *limit.Opener // remote, in turn
+	sources   []io.Closer   // of the configuration's other sources
 	downloads *download.Downloader
 }
 
@@ -82,6 +83,7 @@ func (n *node) wire(ctx context.Context, cfg *conf.Config, log *slog.Logger) (er
 		Disk:      image.DiskOptions{Direct: true},
 		Downloads: n.downloads,
 		Warm:      n.remote.Warm,
+		Reach:     n.reach,
 		Loader:    loaderOptions(cfg),
 	})
 	if err != nil {
@@ -91,21 +93,31 @@ func (n *node) wire(ctx context.Context, cfg *conf.Config, log *slog.Logger) (er
 	return n.exporters.start(ctx)
 }
 
+// reach asks for the size of a blob where reads of it begin, which leads to where
+// they end.
+func (n *node) reach(ctx context.Context, blob fetcher.Ref) error {
+	b, err := n.limited.Open(ctx, blob)
+	if err != nil {
+		return err
+	}
+	return b.Close()
+}
+
 // blobs returns the tower of openers. From the top: bytes come from the cache;
 // what is missing is tried again for seconds, each try at the configuration's
 // other sources, the mirrors and then the origin, where it takes its turn among
 // the requests to that host.
 func (n *node) blobs(cfg *conf.Config) (fetcher.Opener, error) {
-	limited := limit.New(n.remote, limit.Options{
+	n.limited = limit.New(n.remote, limit.Options{
 		PerHost:        cfg.Registry.MaxPerHost,
 		BackgroundRate: int64(cfg.Download.Rate),
 	})
-	others, err := newSources(cfg, n.remote, limited)
+	others, err := newSources(cfg, n.remote, n.limited)
 	n.sources = others.closers
 	if err != nil {
 		return nil, err
 	}
-	mirrored := mirror.New(n.remote, limited, mirror.Options{Elsewhere: others.places})
+	mirrored := mirror.New(n.remote, n.limited, mirror.Options{Elsewhere: others.places})
 	stats, err := daemon.StatsCollector("overlaybd_sources", mirrored.Stats)
 	if err != nil {
 		return nil, err

@@ -50,9 +50,10 @@ type Blob struct {
 	Digest digest.Digest
 	Size   int64 // bytes
 
-	// Whole says that all of it will be read: it is no layer of blocks, but
-	// holds the metadata of one.
-	Whole bool
+	// Target is the digest of the layer, in the same repository, that has the
+	// content of this one's files, if that is a TurboOCI layer: all of the
+	// blob will be read, and then parts of the target.
+	Target digest.Digest
 }
 
 // An Attachment is a live block device and how it fares.

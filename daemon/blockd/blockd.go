@@ -50,6 +50,10 @@ type Options struct {
 	// for nothing.
 	Warm func(ctx context.Context, blobs string) error
 
+	// Reach finds out where reads of a blob lead, for those to come; nil does
+	// nothing.
+	Reach func(ctx context.Context, blob fetcher.Ref) error
+
 	// Downloads brings layers to the node; nil for none.
 	Downloads *download.Downloader
 

@@ -90,6 +90,13 @@ func newNodeOf(t *testing.T, o nodeOptions) *node {
 		Logger:   slog.New(slog.DiscardHandler),
 		Disk:     image.DiskOptions{Direct: true},
 		Warm:     remote.Warm,
+		Reach: func(ctx context.Context, blob fetcher.Ref) error {
+			b, err := remote.Open(ctx, blob)
+			if err != nil {
+				return err
+			}
+			return b.Close()
+		},
 	}
 	if o.download != nil {
 		o.download.Blobs, o.download.Logger = opts.Blobs, opts.Logger

@@ -53,7 +53,7 @@ func (d *Daemon) Expect(_ context.Context, repository string, blobs ...blockapi.
 	}
 	volumes := make([]*spec.Volume, len(blobs))
 	for i, b := range blobs {
-		v := &spec.Volume{RepoBlobURL: repository, Lowers: []spec.Lower{{Digest: b.Digest, Size: b.Size}}}
+		v := &spec.Volume{RepoBlobURL: repository, Lowers: []spec.Lower{{Digest: b.Digest, Size: b.Size, TargetDigest: b.Target}}}
 		if err := v.Validate(); err != nil || b.Size == 0 || b.Digest == "" {
 			return fmt.Errorf("expect blob %q of %d bytes: %w", string(b.Digest), b.Size, errdefs.ErrInvalidArgument)
 		}
@@ -62,12 +62,13 @@ func (d *Daemon) Expect(_ context.Context, repository string, blobs ...blockapi.
 	if len(blobs) == 0 {
 		d.warm(repository)
 	}
-	for i, v := range volumes {
+	for _, v := range volumes {
 		l := v.Lowers[0]
 		ref := fetcher.Ref{URL: v.BlobURL(l), Digest: l.Digest, Size: l.Size}
 		prepare := openOnce(v)
-		if blobs[i].Whole {
+		if l.TargetDigest != "" {
 			prepare = func(ctx context.Context, b *cache.Blob) error { return image.AskWhole(ctx, b) }
+			d.reach(fetcher.Ref{URL: v.TargetURL(l), Digest: l.TargetDigest})
 		}
 		d.expected.begin(ref, func(ctx context.Context, x *expectation) error { return d.expected.hold(ctx, x, prepare) })
 	}
@@ -84,6 +85,20 @@ func openOnce(v *spec.Volume) func(context.Context, *cache.Blob) error {
 		}
 		return img.Close()
 	}
+}
+
+// reach prepares for reads of a blob of which nothing is known to be wanted.
+func (d *Daemon) reach(ref fetcher.Ref) {
+	if d.opts.Reach == nil {
+		return
+	}
+	d.expected.begin(ref, func(ctx context.Context, x *expectation) error {
+		if err := d.opts.Reach(ctx, ref); err != nil {
+			return err
+		}
+		x.wait(ctx) // lest it be done once more for the next who expects it
+		return nil
+	})
 }
 
 // warm prepares for reads of the repository whose blobs have this URL.
@@ -168,11 +183,16 @@ func (e *expectations) hold(ctx context.Context, x *expectation, prepare func(co
 	if err := e.warm(ctx, x, prepare); err != nil {
 		return err
 	}
+	x.wait(ctx)
+	return nil
+}
+
+// wait waits until x is taken or its time is over.
+func (x *expectation) wait(ctx context.Context) {
 	select {
 	case <-x.taken:
 	case <-ctx.Done():
 	}
-	return nil
 }
 
 func (e *expectations) warm(ctx context.Context, x *expectation, prepare func(context.Context, *cache.Blob) error) error {
@@ -214,8 +234,10 @@ func (e *expectations) Open(ctx context.Context, ref fetcher.Ref) (fetcher.Blob,
 	return e.next.Open(ctx, ref)
 }
 
-// OpenMade opens what mk makes of the blob of ref, which nobody expects.
+// OpenMade opens what mk makes of the blob of ref, of which nobody expects more
+// than to reach it.
 func (e *expectations) OpenMade(ctx context.Context, ref fetcher.Ref, key digest.Digest, mk fetcher.Maker) (fetcher.Blob, error) {
+	e.take(fetcher.Ref{URL: ref.URL, Digest: ref.Digest})
 	return fetcher.OpenMade(ctx, e.next, ref, key, mk)
 }
 

@@ -58,7 +58,8 @@ func (n *node) requests(v *spec.Volume) (count int) {
 }
 
 // TestPackedExpected: metadata that were expected are there when the device is
-// attached, and are kept: the next daemon asks for nothing.
+// attached, the target has been found, and all is kept: the next daemon asks for
+// nothing.
 func TestPackedExpected(t *testing.T) {
 	o := farAway()
 	o.cache.Dir = t.TempDir()
@@ -70,15 +71,22 @@ func TestPackedExpected(t *testing.T) {
 		v, content = n.pushPacked(dir)
 		n.registry.ResetLog()
 		l := v.Lowers[1]
-		if err := n.Expect(t.Context(), v.RepoBlobURL, blockapi.Blob{Digest: l.Digest, Size: l.Size, Whole: true}); err != nil {
+		if err := n.Expect(t.Context(), v.RepoBlobURL, blockapi.Blob{Digest: l.Digest, Size: l.Size, Target: l.TargetDigest}); err != nil {
 			t.Fatal(err)
 		}
-		if err := n.registry.Await(t.Context(), fetchertest.Storage, 1); err != nil {
+		if err := n.registry.Await(t.Context(), fetchertest.Storage, 2); err != nil { // both blobs
 			t.Fatal(err)
 		}
 		a := n.attach("1", n.save("1", v))
 		if got := n.requests(v); got != 1 {
 			t.Errorf("the metadata were asked for %d times, want once", got)
+		}
+		n.registry.ResetLog()
+		wantRead(t, a.Path, content)
+		for _, q := range n.asked(v) {
+			if q.Endpoint == fetchertest.Origin {
+				t.Errorf("a read of the target asked the registry where that is: %+v", q)
+			}
 		}
 		wantTurbo(t, a.Path, content)
 	})

@@ -45,5 +45,5 @@ func (s *Snapshotter) announceOne(l spec.Lower) error {
 	if l.Digest == "" {
 		return s.opts.Block.Expect(ctx, l.RepoBlobURL)
 	}
-	return s.opts.Block.Expect(ctx, l.RepoBlobURL, blockapi.Blob{Digest: l.Digest, Size: l.Size, Whole: l.TargetDigest != ""})
+	return s.opts.Block.Expect(ctx, l.RepoBlobURL, blockapi.Blob{Digest: l.Digest, Size: l.Size, Target: l.TargetDigest})
 }

@@ -161,7 +161,7 @@ func TestTurboRemote(t *testing.T) {
 		r.pullLabels(ref, parent, l)
 		id := fmt.Sprint(i + 1)
 		blob := digest.Digest(l[snapshotter.LabelBlobDigest])
-		if got := <-heard; got != (blockapi.Blob{Digest: blob, Size: 4096, Whole: i != 1}) {
+		if got := <-heard; got != (blockapi.Blob{Digest: blob, Size: 4096, Target: digest.Digest(l[snapshotter.LabelTargetDigest])}) {
 			t.Errorf("the block daemon heard of %+v", got)
 		}
 		want.Lowers = append(want.Lowers, spec.Lower{Dir: r.path(id, "fs"), Digest: blob, Size: 4096})

@@ -526,8 +526,8 @@ func (x *ExpectRequest) GetBlobs() []*Blob {
 type Blob struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
-	Size          int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"` // bytes
-	Whole         bool                   `protobuf:"varint,3,opt,name=whole,proto3" json:"whole,omitempty"`
+	Size          int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`    // bytes
+	Target        string                 `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"` // digest
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -576,11 +576,11 @@ func (x *Blob) GetSize() int64 {
 	return 0
 }
 
-func (x *Blob) GetWhole() bool {
+func (x *Blob) GetTarget() string {
 	if x != nil {
-		return x.Whole
+		return x.Target
 	}
-	return false
+	return ""
 }
 
 type ExpectResponse struct {
@@ -660,11 +660,11 @@ const file_daemon_blockapi_blockapi_proto_rawDesc = "" +
 	"\n" +
 	"repository\x18\x01 \x01(\tR\n" +
 	"repository\x12.\n" +
-	"\x05blobs\x18\x02 \x03(\v2\x18.overlaybd.block.v1.BlobR\x05blobs\"H\n" +
+	"\x05blobs\x18\x02 \x03(\v2\x18.overlaybd.block.v1.BlobR\x05blobs\"J\n" +
 	"\x04Blob\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
-	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x14\n" +
-	"\x05whole\x18\x03 \x01(\bR\x05whole\"\x10\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\tR\x06target\"\x10\n" +
 	"\x0eExpectResponse2\xa1\x03\n" +
 	"\x05Block\x12K\n" +
 	"\x06Attach\x12!.overlaybd.block.v1.AttachRequest\x1a\x1e.overlaybd.block.v1.Attachment\x12O\n" +

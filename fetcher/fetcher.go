@@ -63,8 +63,9 @@ type Expecter interface {
 	Expect(ctx context.Context, off, n int64) error
 }
 
-// A Spanner is a Blob whose bytes are made in spans: one byte of a span costs
-// as much as all of it. Who keeps bytes of it does well to keep whole spans.
+// A Spanner is a Blob whose bytes are made in spans, each from its start to its
+// end: one byte of a span costs about as much as all of it. Who keeps bytes of it
+// does well to keep whole spans.
 type Spanner interface {
 	// Span returns the span [start, end) that byte off of the blob is in. It
 	// does no I/O. Spans follow each other without gaps.

@@ -32,10 +32,10 @@ func (d *decoder) Reset(r io.Reader, i int) error {
 
 // Decode decodes span i and checks what came out. The input must be where the
 // span starts.
-func (d *decoder) Decode(i int) ([]byte, error) {
+func (d *decoder) Decode(i int, found func([]byte) error) error {
 	window, err := d.x.window(i)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	start, end := d.x.Span(i)
 	n := int(end - start)
@@ -47,12 +47,12 @@ func (d *decoder) Decode(i int) ([]byte, error) {
 	out := f.out[:f.w]
 	f.out = nil
 	if err != nil {
-		return nil, d.changed(i, err)
+		return d.changed(i, err)
 	}
 	if err := d.check(i, out); err != nil {
-		return nil, err
+		return err
 	}
-	return out[windowSize:], nil
+	return found(out[windowSize:])
 }
 
 // changed says of an error that the bytes of span i are wrong, if it is one.

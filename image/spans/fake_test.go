@@ -22,9 +22,13 @@ var (
 	errCorrupt = errors.New("index is wrong")
 )
 
-const length = 10_000 // of a span
+const (
+	length = 10_000 // of a span
+	piece  = 2500
+)
 
-// A table is one of spans that are stored as they are, behind a CRC.
+// A table is one of spans that are stored as they are, in pieces behind a CRC
+// each.
 type table struct {
 	length, size int64
 	from         []int64
@@ -39,7 +43,7 @@ func (t *table) Span(i int) (start, end int64) {
 
 func (t *table) Stored(i int) (from, to int64) {
 	start, end := t.Span(i)
-	return t.from[i], t.from[i] + 4 + end - start
+	return t.from[i], t.from[i] + end - start + 4*((end-start+piece-1)/piece)
 }
 
 // stored returns how content is stored, with gap bytes before each span.
@@ -49,7 +53,9 @@ func stored(content []byte, gap int) (*table, []byte) {
 	for p := range slices.Chunk(content, length) {
 		b = append(b, make([]byte, gap)...)
 		t.from = append(t.from, int64(len(b)))
-		b = append(binary.LittleEndian.AppendUint32(b, crc32.ChecksumIEEE(p)), p...)
+		for p := range slices.Chunk(p, piece) {
+			b = append(binary.LittleEndian.AppendUint32(b, crc32.ChecksumIEEE(p)), p...)
+		}
 	}
 	return t, b
 }
@@ -65,30 +71,45 @@ func (d *decoder) Reset(r io.Reader, i int) error {
 	return nil
 }
 
-func (d *decoder) Decode(i int) ([]byte, error) {
+func (d *decoder) Decode(i int, found func([]byte) error) error {
 	from, to := d.t.Stored(i)
 	if _, err := io.CopyN(io.Discard, d.r, from-d.pos); err != nil {
-		return nil, err
+		return err
 	}
-	p := make([]byte, to-from)
-	if _, err := io.ReadFull(d.r, p); err != nil {
-		return nil, err
+	if i > 0 && i == d.t.corrupt {
+		return errCorrupt
+	}
+	start, end := d.t.Span(i)
+	p, done := make([]byte, end-start), 0
+	for done < len(p) {
+		var sum [4]byte
+		next := p[done:min(done+piece, len(p))]
+		if _, err := io.ReadFull(d.r, sum[:]); err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(d.r, next); err != nil {
+			return err
+		}
+		if crc32.ChecksumIEEE(next) != binary.LittleEndian.Uint32(sum[:]) {
+			return errChanged
+		}
+		done += len(next)
+		if err := found(p[:done]); err != nil {
+			return err
+		}
 	}
 	d.pos = to
-	if i > 0 && i == d.t.corrupt {
-		return nil, errCorrupt
-	}
-	if crc32.ChecksumIEEE(p[4:]) != binary.LittleEndian.Uint32(p) {
-		return nil, errChanged
-	}
-	return p[4:], nil
+	return nil
 }
 
-// A source is a Blob that tells of its reads, which wait for the gate to close.
+// A source is a Blob that tells of its reads, which wait for the gate to close,
+// and where the source stalls for that to close.
 type source struct {
 	fetcher.Blob // nil: the rest is not called
 	data         []byte
 	gate         chan struct{}
+	stall        chan struct{} // nil for one that goes on
+	at           int64         // byte from which on it stalls
 
 	mu      sync.Mutex // guards all below
 	reads   [][2]int64
@@ -109,7 +130,32 @@ func (s *source) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, er
 		s.given++
 		return nil, ctx.Err()
 	}
-	return io.NopCloser(io.NewSectionReader(bytes.NewReader(s.data), off, n)), nil
+	s.mu.Lock()
+	r := io.NewSectionReader(bytes.NewReader(s.data), off, n)
+	s.mu.Unlock()
+	if s.stall == nil {
+		return io.NopCloser(r), nil
+	}
+	before := max(s.at-off, 0)
+	return io.NopCloser(io.MultiReader(io.LimitReader(r, before), &stalled{ctx, s}, r)), nil
+}
+
+// A stalled is empty, but that takes until its source goes on.
+type stalled struct {
+	ctx context.Context
+	s   *source
+}
+
+func (s *stalled) Read([]byte) (int, error) {
+	select {
+	case <-s.s.stall:
+		return 0, io.EOF
+	case <-s.ctx.Done():
+		s.s.mu.Lock()
+		defer s.s.mu.Unlock()
+		s.s.given++
+		return 0, s.ctx.Err()
+	}
 }
 
 func (s *source) Drop(_ context.Context, off, n int64) error {

@@ -15,19 +15,18 @@ import (
 // A flight is a span that is being decoded for whoever waits for it.
 type flight struct {
 	span int
-	run  *run
-	done chan struct{} // closed once data and err are there; not looked at without a run
-	data []byte
-	err  error
+	run  *run // nil if it is there
+	progress
 }
 
 // A run decodes spans that follow each other, of one read of the source. It is
 // abandoned when nobody waits for its flights any more.
 type run struct {
-	flights []*flight
-	waiting int // references to flights; guarded by Blob.mu
-	ctx     context.Context
-	cancel  context.CancelFunc
+	flights   []*flight
+	waiting   int  // references to flights; guarded by Blob.mu
+	abandoned bool // no flight is to begin any more; guarded by Blob.mu
+	ctx       context.Context
+	cancel    context.CancelFunc
 }
 
 const (
@@ -76,7 +75,7 @@ func (b *Blob) join(first, last int) ([]*flight, error) {
 			fresh = b.launch(fresh)
 		}
 		if f == nil {
-			f = &flight{span: i, done: make(chan struct{})}
+			f = &flight{span: i}
 			b.flights[i] = f
 			fresh = append(fresh, f)
 		}
@@ -122,14 +121,37 @@ func (b *Blob) leave(flights []*flight) {
 		if r == nil {
 			continue
 		}
-		if r.waiting--; r.waiting > 0 {
-			continue
-		}
-		r.cancel()
-		for _, f := range r.flights {
-			b.forget(f)
+		if r.waiting--; r.waiting == 0 {
+			b.abandon(r)
 		}
 	}
+}
+
+// abandon ends a run, but not with a span of which somebody had a part: who reads
+// on a little later would have it decoded from its start again. b.mu is held.
+func (b *Blob) abandon(r *run) {
+	r.abandoned = true
+	begun := false
+	for _, f := range r.flights {
+		if f.begun() { // at most one is
+			begun = true
+			continue
+		}
+		b.forget(f)
+	}
+	if !begun {
+		r.cancel()
+	}
+}
+
+// ended returns why r is to begin no other flight, if it is.
+func (b *Blob) ended(r *run) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if r.abandoned {
+		return context.Canceled
+	}
+	return r.ctx.Err()
 }
 
 // forget makes the next reader of a span decode it anew, unless it is kept. It
@@ -142,29 +164,15 @@ func (b *Blob) forget(f *flight) bool {
 	return known
 }
 
-// wait returns the content of the span.
-func (f *flight) wait(ctx context.Context) ([]byte, error) {
-	if f.run == nil {
-		return f.data, nil
-	}
-	select {
-	case <-f.done:
-		return f.data, f.err
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
 // land ends a flight.
-func (b *Blob) land(f *flight, data []byte, err error) {
-	f.data, f.err = data, err
+func (b *Blob) land(f *flight, err error) {
 	b.mu.Lock()
 	if known := b.forget(f); known && err == nil && !b.closed {
-		b.recent.keep(f.span, data)
+		b.recent.keep(f.span, f.data) // which nobody changes any more
 		b.linger()
 	}
 	b.mu.Unlock()
-	close(f.done)
+	f.end(err)
 }
 
 // fly decodes the flights of r.
@@ -182,21 +190,21 @@ func (b *Blob) fly(r *run) {
 	defer s.end()
 	var broken error // what no other span of the run is likely to survive
 	for _, f := range r.flights {
-		if err := r.ctx.Err(); err != nil {
+		if err := b.ended(r); err != nil {
 			broken = b.why(err)
 		}
 		if broken != nil {
-			b.land(f, nil, broken)
+			b.land(f, broken)
 			continue
 		}
-		data, err := s.span(r.ctx, f.span)
+		err := s.decode(r.ctx, f)
 		if err != nil {
 			err = fmt.Errorf("read span %d of %s: %w", f.span, b.format.Name, b.why(err))
 			if !errors.Is(err, b.format.Changed) && !errors.Is(err, b.format.Corrupt) {
 				broken = err
 			}
 		}
-		b.land(f, data, err)
+		b.land(f, err)
 	}
 }
 
@@ -232,28 +240,34 @@ func (s *stream) close() {
 	}
 }
 
-// span returns the content of span i. If the bytes are wrong, the fault may be
-// in a copy that a cache keeps, so they are dropped and read again.
-func (s *stream) span(ctx context.Context, i int) ([]byte, error) {
-	data, err := s.try(ctx, i)
+// decode decodes the span of f. If the bytes are wrong, the fault may be in a copy
+// that a cache keeps, so they are dropped and read again.
+func (s *stream) decode(ctx context.Context, f *flight) error {
+	err := s.try(ctx, f)
 	if !errors.Is(err, s.b.format.Changed) {
-		return data, err
+		return err
 	}
-	from, to := s.b.table.Stored(i)
+	from, to := s.b.table.Stored(f.span)
 	if derr := fetcher.Drop(ctx, s.b.src, from, to-from); derr != nil && !errors.Is(derr, errors.ErrUnsupported) {
-		return nil, errors.Join(err, fmt.Errorf("drop cached bytes %d to %d: %w", from, to, derr))
+		return errors.Join(err, fmt.Errorf("drop cached bytes %d to %d: %w", from, to, derr))
 	}
-	return s.try(ctx, i)
+	return s.try(ctx, f)
 }
 
-func (s *stream) try(ctx context.Context, i int) (data []byte, err error) {
-	if err = s.open(ctx, i); err == nil {
-		data, err = s.d.Decode(i)
+func (s *stream) try(ctx context.Context, f *flight) error {
+	err := s.open(ctx, f.span)
+	if err == nil {
+		err = s.d.Decode(f.span, func(content []byte) error {
+			if !f.grow(content) {
+				return fmt.Errorf("%w: it was decoded to other bytes before", s.b.format.Changed)
+			}
+			return nil
+		})
 	}
 	if err != nil {
 		s.close()
 	}
-	return data, err
+	return err
 }
 
 // open has the stream begin with span i, unless it is there.

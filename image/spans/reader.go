@@ -14,9 +14,11 @@ type rangeReader struct {
 	ctx      context.Context
 	b        *Blob
 	off, end int64
-	ahead    bool
+	ahead    bool // have more decoded, and take what there is
 	flights  []*flight
-	data     []byte // of the first, from off on
+	waiter   waiter
+	data     []byte // what is known to be there of the first, from off on
+	left     int64  // bytes of its span from off on
 	closed   bool
 }
 
@@ -32,21 +34,22 @@ func (r *rangeReader) Read(p []byte) (int, error) {
 		return 0, io.ErrUnexpectedEOF
 	}
 	if len(r.data) == 0 && len(p) > 0 {
-		if err := r.next(); err != nil {
+		if err := r.next(len(p)); err != nil {
 			return 0, err
 		}
 	}
 	n := copy(p[:min(int64(len(p)), r.end-r.off)], r.data)
 	r.data = r.data[n:]
 	r.off += int64(n)
-	if n > 0 && len(r.data) == 0 {
+	if r.left -= int64(n); n > 0 && r.left == 0 {
 		r.drop(1)
 	}
 	return n, nil
 }
 
-// next gets the content of the span that off is in.
-func (r *rangeReader) next() error {
+// next gets content of the span that off is in. ReadAt, which wants n bytes, has
+// no use for fewer, so it is not woken for them.
+func (r *rangeReader) next(n int) error {
 	i := r.b.table.Find(r.off)
 	last := r.b.table.Find(min(r.end, r.b.Size()) - 1)
 	for len(r.flights) > 0 && r.flights[0].span < i {
@@ -55,13 +58,17 @@ func (r *rangeReader) next() error {
 	if err := r.board(i, last); err != nil {
 		return err
 	}
-	data, err := r.flights[0].wait(r.ctx)
-	if err != nil {
-		return err
+	start, end := r.b.table.Span(i)
+	upto := r.off + 1
+	if !r.ahead {
+		upto = min(r.off+int64(n), r.end, end)
 	}
-	start, _ := r.b.table.Span(i)
-	r.data = data[r.off-start:]
-	return nil
+	data, err := r.flights[0].wait(r.ctx, &r.waiter, int(upto-start))
+	if at := int(r.off - start); len(data) > at {
+		r.data, r.left = data[at:], end-r.off
+		return nil // an error comes again
+	}
+	return err
 }
 
 // board joins the flights of what is to be read next, from span i on.

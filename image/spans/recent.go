@@ -31,7 +31,7 @@ func (r *recentSpans) keep(i int, data []byte) {
 	if r.limit <= 0 {
 		return
 	}
-	r.kept = append(r.kept, &flight{span: i, data: data})
+	r.kept = append(r.kept, &flight{span: i, progress: progress{data: data, over: true}})
 	r.size += len(data)
 	for r.size > r.limit && len(r.kept) > 1 || len(r.kept) > maxKept {
 		r.drop(r.kept[0].span, r.kept[0].span)

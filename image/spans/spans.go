@@ -6,8 +6,9 @@
 // brings a [Table] of its spans, and a [Decoder].
 //
 // The one thing to know: spans are decoded apart from the reads that want them.
-// All who want a span share one decoding, which goes on until it is done or the
-// last of them has left, and Close waits for those under way.
+// All who want a span share one decoding, and each gets what was found right of
+// it as soon as it was. It goes on until it is done, or until all have left of
+// whom nobody had a part of it, and Close waits for those under way.
 package spans
 
 import (
@@ -55,10 +56,12 @@ type Decoder interface {
 	// Reset begins a stream: r starts where what is stored of span i does.
 	Reset(r io.Reader, i int) error
 
-	// Decode returns the content of span i, which was found right, in memory
-	// that is the caller's. It is the span of Reset or, after one without an
-	// error, the next.
-	Decode(i int) ([]byte, error)
+	// Decode decodes span i, which is that of Reset or, after one without an
+	// error, the next. It calls found whenever more of its content was found
+	// right, with all of it from the span's start on, in memory that nobody
+	// changes any more; without an error, it did so with the whole content. It
+	// passes on what found fails with.
+	Decode(i int, found func(content []byte) error) error
 }
 
 // A Format is how content is stored.
@@ -92,7 +95,7 @@ const (
 )
 
 // A Blob is content that is made in spans. One byte of a span costs as much to
-// read as all of it.
+// read as all that lies before it there.
 type Blob struct {
 	src    fetcher.Blob
 	table  Table

@@ -146,13 +146,16 @@ func TestKept(t *testing.T) {
 			}
 		})
 	}
-	b, _, src := opened(t, content, 0, 0)       // as is the format's custom
-	for _, i := range []int{0, 1, 0, 2, 0, 1} { // 2 takes the place of 1
-		want(t, b, content, i*length, 10)
-	}
-	if len(src.reads) != 4 {
-		t.Errorf("%d reads of the source, want 4", len(src.reads))
-	}
+	synctest.Test(t, func(t *testing.T) {
+		b, _, src := opened(t, content, 0, 0)       // as is the format's custom
+		for _, i := range []int{0, 1, 0, 2, 0, 1} { // 2 takes the place of 1
+			want(t, b, content, i*length, 10)
+			synctest.Wait()
+		}
+		if len(src.reads) != 4 {
+			t.Errorf("%d reads of the source, want 4", len(src.reads))
+		}
+	})
 }
 
 func TestReadRangeBehindTheEnd(t *testing.T) {

@@ -24,21 +24,24 @@ func (s *spanDecoder) Reset(r io.Reader, i int) error {
 }
 
 // Decode decodes span i and checks what came out.
-func (s *spanDecoder) Decode(i int) ([]byte, error) {
+func (s *spanDecoder) Decode(i int, found func([]byte) error) error {
 	from, to := s.x.Stored(i)
 	_, err := io.CopyN(io.Discard, s.r, from-s.pos) // between two frames
 	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read up to byte %d: %w", from, err)
+		return fmt.Errorf("read up to byte %d: %w", from, err)
 	}
 	p, err := s.x.decode(s.d, s.r, i)
 	s.pos, s.d.out = to, output{}
 	if errors.Is(err, ErrCorrupt) {
 		err = fmt.Errorf("%w: bytes %d to %d: %w", ErrChanged, from, to, err)
 	}
-	return p, err
+	if err != nil {
+		return err
+	}
+	return found(p)
 }
 
 // decode returns the content of span i, whose part of the zstd file is at hand

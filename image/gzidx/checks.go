@@ -20,6 +20,15 @@ const (
 	sumSize       = 4
 )
 
+// pieceSize is how much content of a span a checksum is for, bytes; durable. No
+// byte of a piece is handed out before the last one is decoded: a millisecond
+// later, on a link of 200 Mbit/s. The checksums are 0.03 % of a layer, of an index
+// of 0.4 to 0.8 %; those of 4 KiB would be 0.4 %.
+const pieceSize = 64 << 10
+
+// pieces returns how many pieces n bytes of a span have.
+func pieces(n int64) int64 { return (n + pieceSize - 1) / pieceSize }
+
 // checks tells where in the index file the checksums are, in bytes; all is
 // zero if there are none.
 type checks struct {
@@ -38,8 +47,11 @@ func (c *checks) parse(b []byte, h header) error {
 	c.off = int64(binary.LittleEndian.Uint64(b[9:]))
 	c.size = int64(binary.LittleEndian.Uint64(b[17:]))
 	c.crc = binary.LittleEndian.Uint32(b[25:])
-	if c.off < headerSize || c.off > h.entries || c.size > h.entries-c.off || c.size != h.points*sumSize {
+	if c.off < headerSize || c.off > h.entries || c.size < 0 || c.size > h.entries-c.off {
 		return corruptf(reserve+9, "%d bytes of checksums from byte %d on", c.size, c.off)
+	}
+	if n := c.size / sumSize; c.size%sumSize != 0 || n < pieces(h.info.Size) || n > pieces(h.info.Size)+h.points {
+		return corruptf(reserve+17, "%d bytes of checksums for %d of content", c.size, h.info.Size)
 	}
 	return nil
 }
@@ -53,18 +65,59 @@ func (c *checks) marshal(b []byte) {
 	binary.LittleEndian.PutUint32(b[25:], c.crc)
 }
 
-// sums returns the checksums of n spans, nil if the index has none.
-func (c *checks) sums(file []byte, n int) ([]uint32, error) {
-	if c.off == 0 {
-		return nil, nil
+// numberSums finds out which checksums are those of which span.
+func (x *index) numberSums() error {
+	if x.checks.off == 0 {
+		return nil
 	}
-	b := file[c.off : c.off+c.size]
-	if got := crc32.Checksum(b, castagnoli); got != c.crc {
-		return nil, corruptf(c.off, "CRC of checksums is %08x, computed %08x", c.crc, got)
+	x.sums = x.file[x.checks.off:][:x.checks.size]
+	if got := crc32.Checksum(x.sums, castagnoli); got != x.checks.crc {
+		return corruptf(x.checks.off, "CRC of checksums is %08x, computed %08x", x.checks.crc, got)
 	}
-	sums := make([]uint32, n)
-	for i := range sums {
-		sums[i] = binary.LittleEndian.Uint32(b[i*sumSize:])
+	n := int64(0) // at most as many as parse lets pass, and some
+	for i := range x.list {
+		x.list[i].sum = uint32(n)
+		start, end := x.Span(i)
+		n += pieces(end - start)
 	}
-	return sums, nil
+	if n*sumSize != x.checks.size {
+		return corruptf(x.checks.off, "%d bytes of checksums for %d pieces", x.checks.size, n)
+	}
+	return nil
 }
+
+// pieceSum returns the checksum of piece k of span i.
+func (x *index) pieceSum(i, k int) uint32 {
+	return binary.LittleEndian.Uint32(x.sums[(int(x.list[i].sum)+k)*sumSize:])
+}
+
+// A summer makes the checksums of a span.
+type summer struct {
+	sums []uint32 // of whole pieces
+	rest uint32   // of what follows them
+	n    int      // how many bytes that is
+}
+
+// add adds content to the span.
+func (s *summer) add(p []byte) {
+	for len(p) > 0 {
+		k := min(len(p), pieceSize-s.n)
+		s.rest, s.n = crc32.Update(s.rest, castagnoli, p[:k]), s.n+k
+		if s.n == pieceSize {
+			s.sums, s.rest, s.n = append(s.sums, s.rest), 0, 0
+		}
+		p = p[k:]
+	}
+}
+
+// appendTo appends the checksums to sums, as if the span ended here.
+func (s *summer) appendTo(sums []uint32) []uint32 {
+	sums = append(sums, s.sums...)
+	if s.n > 0 {
+		sums = append(sums, s.rest)
+	}
+	return sums
+}
+
+// reset begins another span.
+func (s *summer) reset() { *s = summer{sums: s.sums[:0]} }

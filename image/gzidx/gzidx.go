@@ -4,12 +4,13 @@
 // decoding can start. A [Reader] inflates a stream and notes the points; a
 // [Blob] is the content of an indexed file.
 //
-// The one thing to know: a Blob decodes whole spans, from a point to the next,
-// and hands out no byte of a span before it knows that the span is what it was
-// when the file was indexed. [Reader] writes a checksum for each span. The
-// reference's indexes have none: there a span must end at the very bit where
-// the next begins, and with the bytes of the next one's window, which finds
-// other files and broken ones, but not every change of a few bits.
+// The one thing to know: a Blob decodes spans, from a point to the next, and
+// hands out no byte before it knows that it is what it was when the file was
+// indexed. [Reader] writes a checksum for each 64 KiB of a span, which are handed
+// out as soon as they are decoded. The reference's indexes have none: there a
+// span must end at the very bit where the next begins, and with the bytes of the
+// next one's window, which finds other files and broken ones, but not every
+// change of a few bits, and is known at the end of the span only.
 //
 // # Format
 //
@@ -19,7 +20,7 @@
 //	0            header, 333 bytes
 //	333          windows: 32 KiB before each point, oldest byte first; each a
 //	             zlib stream of its own
-//	…            checksums of spans; ours
+//	…            checksums of the content; ours
 //	index start  points, 29 bytes each; all of them one zlib stream
 //
 // The header is
@@ -40,7 +41,7 @@
 //	 57     8  "spansums", if there are checksums
 //	 65     1  1, their version
 //	 66     8  where they are: byte of this file
-//	 74     8  their size, 4 bytes a span
+//	 74     8  their size, 4 bytes each
 //	 82     4  CRC-32C of them
 //	313     8  index start: byte of this file
 //	321     8  size of the points as they are stored
@@ -57,7 +58,9 @@
 //
 // Points are boundaries of DEFLATE blocks: for each multiple of the span, the
 // last that is not behind it. The first is always a point. A span is what lies
-// between a point and the next; its checksum is the CRC-32C of the content.
+// between a point and the next. Its content has a checksum for each piece of 64
+// KiB from its start on, the last of which may be shorter: the CRC-32C of the
+// piece. The checksums of one span follow those of the one before.
 //
 // Windows are most of an index. Of ours, the bytes that nothing refers to are
 // zeros, which compress well. It takes away half and more, and whoever decodes

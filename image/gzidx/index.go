@@ -51,7 +51,8 @@ type point struct {
 	en     int64 // compressed bytes before it, including the one it begins in
 	win    int64 // where in the index file its window lies, packed
 	winLen uint32
-	bits   uint8 // how many of the bits before byte en are its own
+	sum    uint32 // number of the first checksum behind it, if there are any
+	bits   uint8  // how many of the bits before byte en are its own
 }
 
 // bitPos returns where in the gzip file it lies, in bits.
@@ -80,7 +81,7 @@ type index struct {
 	header
 	file []byte // all of it: windows are unpacked when they are needed
 	list []point
-	sums []uint32 // CRC-32C of each span; nil if the file has none
+	sums []byte // of the pieces of all spans; nil if the file has none
 }
 
 // Detect reports whether head, the first 8 bytes of a file or more, begins a
@@ -174,7 +175,7 @@ func readIndex(r io.ReaderAt, size int64) (*index, error) {
 	if err := x.parsePoints(area); err != nil {
 		return nil, err
 	}
-	if x.sums, err = x.checks.sums(x.file, len(x.list)); err != nil {
+	if err := x.numberSums(); err != nil {
 		return nil, err
 	}
 	return x, nil

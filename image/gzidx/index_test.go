@@ -206,6 +206,7 @@ func TestHostileIndex(t *testing.T) {
 	z := gzipped(t, sources(t, 1<<20), 6)
 	_, good := build(t, z, gzidx.Options{Span: 64 << 10})
 	all, windows := points(t, good)
+	sumsAt, sums := binary.LittleEndian.Uint64(good[66:]), binary.LittleEndian.Uint64(good[74:])
 	u64 := func(off int, v uint64) func([]byte) {
 		return func(x []byte) { binary.LittleEndian.PutUint64(x[off:], v) }
 	}
@@ -235,6 +236,11 @@ func TestHostileIndex(t *testing.T) {
 		"sums late":           u64(66, 1<<40),
 		"sums negative":       u64(66, 1<<63),
 		"fewer sums":          u64(74, 4),
+		"a sum less":          u64(74, sums-4),
+		"a sum more":          func(x []byte) { u64(66, sumsAt-4)(x); u64(74, sums+4)(x) },
+		"half a sum":          u64(74, sums-2),
+		"sums of 16 EiB":      u64(74, math.MaxUint64-3),
+		"sums wrap":           func(x []byte) { u64(66, 400)(x); u64(74, math.MaxInt64-3)(x) },
 		"CRC of sums":         u32(82, 0),
 		"sums elsewhere":      u64(66, 333),
 		"windows not packed?": func(x []byte) { x[10] = 0 },
@@ -308,6 +314,26 @@ func TestWrongWindows(t *testing.T) {
 	}
 	if failed == 0 {
 		t.Error("no fault was met with")
+	}
+}
+
+// Sums that are right as a whole, but not those of the spans there are, are told
+// when the index is opened.
+func TestSumsOfOtherSpans(t *testing.T) {
+	z := gzipped(t, sources(t, 1<<20), 6)
+	_, x := build(t, z, gzidx.Options{Span: 128 << 10})
+	at, n := binary.LittleEndian.Uint64(x[66:]), binary.LittleEndian.Uint64(x[74:])
+	for name, edit := range map[string]func() (at, n uint64){
+		"one less": func() (uint64, uint64) { return at, n - 4 },
+		"one more": func() (uint64, uint64) { return at - 4, n + 4 },
+	} {
+		bad := slices.Clone(x)
+		at, n := edit()
+		binary.LittleEndian.PutUint64(bad[66:], at)
+		binary.LittleEndian.PutUint64(bad[74:], n)
+		binary.LittleEndian.PutUint32(bad[82:], crc32.Checksum(bad[at:at+n], crc32.MakeTable(crc32.Castagnoli)))
+		reseal(bad)
+		refuse(t, name, z, bad, gzidx.ErrCorrupt)
 	}
 }
 

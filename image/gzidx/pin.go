@@ -10,7 +10,7 @@ type pin struct {
 	at, low int    // where it and the start of its history lie in the output
 	window  []byte // once they are to leave it
 	data    []byte // compressed, from the byte that holds bit on
-	sum     uint32 // CRC-32C of the span before it
+	sum     summer // of the span before it
 }
 
 // maxPinned is how much compressed data is kept of one (bytes): 32 KiB take 60

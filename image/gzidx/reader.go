@@ -40,7 +40,7 @@ type Reader struct {
 	summed    int    // what of f.out the sums below cover
 	crc       uint32 // CRC-32 of the member
 	started   int64  // where the member starts
-	sum, tail uint32 // CRC-32C of what follows the last point, and the candidate
+	sum, tail summer // of what follows the last point, and the candidate
 
 	candidate *pin   // the last boundary: the last before the next multiple of span?
 	waiting   []*pin // points-to-be; what follows is yet to show their window
@@ -166,8 +166,8 @@ func (z *Reader) pos() int64 { return z.base + int64(z.f.w) }
 func (z *Reader) account() {
 	p := z.f.out[z.summed:z.f.w]
 	z.crc = crc32.Update(z.crc, crc32.IEEETable, p)
-	z.sum = crc32.Update(z.sum, castagnoli, p)
-	z.tail = crc32.Update(z.tail, castagnoli, p)
+	z.sum.add(p)
+	z.tail.add(p)
 	z.summed = z.f.w
 }
 
@@ -179,7 +179,7 @@ func (z *Reader) boundary() {
 	}
 	z.elect(de)
 	z.candidate = &pin{de: de, bit: z.f.bitPos(), at: z.f.w, low: z.f.low, sum: z.sum}
-	z.tail = 0
+	z.tail.reset()
 }
 
 // elect makes the candidate a point if a multiple of the span lies between it
@@ -190,8 +190,8 @@ func (z *Reader) elect(next int64) {
 		return
 	}
 	if c.de > 0 {
-		z.sums = append(z.sums, c.sum)
-		z.sum = z.tail
+		z.sums = c.sum.appendTo(z.sums)
+		z.sum, z.tail = z.tail, z.sum
 	}
 	z.waiting = append(z.waiting, c)
 }
@@ -241,7 +241,7 @@ func (z *Reader) finish() error {
 		z.waiting = append(z.waiting, z.candidate) // of a file without content
 	}
 	z.settle(true)
-	z.sums = append(z.sums, z.sum)
+	z.sums = z.sum.appendTo(z.sums)
 	if err := z.pack.err; err != nil {
 		return fmt.Errorf("compress window: %w", err)
 	}

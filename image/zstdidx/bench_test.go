@@ -110,3 +110,40 @@ func BenchmarkReadCold(b *testing.B) {
 	}
 	b.ReportMetric(b.Elapsed().Seconds()/float64(b.N)/whole.Seconds(), "of-whole")
 }
+
+// BenchmarkReadInOrder reads a layer from its beginning to its end. Its ratio is
+// what that takes as a multiple of klauspost's decoder, which runs in turn with
+// it.
+func BenchmarkReadInOrder(b *testing.B) {
+	content := benchContent(b)
+	z := goStream()(b, content)
+	_, index := indexed(b, z, zstdidx.Options{})
+	src := open(b, memBlob(z), index)
+	k, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer k.Close()
+	var ours, klauspost time.Duration
+	b.SetBytes(int64(len(content)))
+	for b.Loop() {
+		t0 := time.Now()
+		r, err := src.ReadRange(b.Context(), 0, src.Size())
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, r); err != nil {
+			b.Fatal(err)
+		}
+		_ = r.Close()
+		t1 := time.Now()
+		if err := k.Reset(bytes.NewReader(z)); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, k); err != nil {
+			b.Fatal(err)
+		}
+		ours, klauspost = ours+t1.Sub(t0), klauspost+time.Since(t1)
+	}
+	b.ReportMetric(ours.Seconds()/klauspost.Seconds(), "of-klauspost")
+}

@@ -48,8 +48,9 @@ type decoder struct {
 	reps   [3]int
 	out    output
 
-	block    []byte // margin, a block as stored, margin
-	scratch  []byte // literals, margin
+	small    [3]byte // header of a block, or its content that is to be repeated
+	block    []byte  // margin, a block as stored, margin
+	scratch  []byte  // literals, margin
 	lits     []byte
 	litCount int
 }
@@ -200,8 +201,8 @@ func parseHeader(b []byte) (f frame, err error) {
 
 // decodeBlock reads a block, and the checksum behind the last.
 func (d *decoder) decodeBlock() error {
-	var b [4]byte
-	if err := d.read(b[:3]); err != nil {
+	b := d.small[:3]
+	if err := d.read(b); err != nil {
 		return err
 	}
 	head := int(b[0]) | int(b[1])<<8 | int(b[2])<<16
@@ -238,8 +239,8 @@ func (d *decoder) decodeKind(kind, size int) error {
 		}
 		return d.read(p)
 	case 1:
-		var b [1]byte
-		if err := d.read(b[:]); err != nil {
+		b := d.small[:1]
+		if err := d.read(b); err != nil {
 			return err
 		}
 		p, err := d.out.extend(size)

@@ -20,7 +20,8 @@ import (
 
 const (
 	headSize   = 64
-	recordSize = 24
+	recordSize = 20
+	pieceSize  = 64 << 10
 )
 
 // reseal sets the CRCs and the size of an index right after an edit.
@@ -52,14 +53,18 @@ func readHostile(ctx context.Context, z, index []byte) ([]byte, error) {
 func stateOf(t testing.TB, x []byte) (state, record int) {
 	t.Helper()
 	n := int(binary.LittleEndian.Uint32(x[12:]))
-	for i := range n {
-		record = headSize + i*recordSize
-		if binary.LittleEndian.Uint32(x[record+20:]) > 0 {
-			return headSize + n*recordSize, record
+	state = headSize + n*recordSize
+	for i := n - 1; i >= 0; i-- {
+		r := headSize + i*recordSize
+		if binary.LittleEndian.Uint32(x[r+16:]) > 0 {
+			record = r
 		}
+		state += 4 * int((binary.LittleEndian.Uint32(x[r+12:])+pieceSize-1)/pieceSize)
 	}
-	t.Fatal("no span with a state")
-	return 0, 0
+	if record == 0 {
+		t.Fatal("no span with a state")
+	}
+	return state, record
 }
 
 func TestHostileIndexes(t *testing.T) {
@@ -67,6 +72,7 @@ func TestHostileIndexes(t *testing.T) {
 	z := goStream(zstd.WithEncoderLevel(zstd.SpeedBestCompression))(t, want)
 	_, good := indexed(t, z, small)
 	state, record := stateOf(t, good)
+	sums := headSize + recordSize*int(binary.LittleEndian.Uint32(good[12:]))
 	u32 := func(off int, v uint32) func(x []byte) []byte {
 		return func(x []byte) []byte { binary.LittleEndian.PutUint32(x[off:], v); return x }
 	}
@@ -95,8 +101,12 @@ func TestHostileIndexes(t *testing.T) {
 		"span of 4 GiB":           {u32(record+12, math.MaxUint32), zstdidx.ErrCorrupt},
 		"span stored in nothing":  {u32(record+8, 0), zstdidx.ErrCorrupt},
 		"span stored in 4 GiB":    {u32(record+8, math.MaxUint32), zstdidx.ErrCorrupt},
-		"state of 4 GiB":          {u32(record+20, math.MaxUint32), zstdidx.ErrCorrupt},
-		"CRC":                     {u32(record+16, 1), zstdidx.ErrChanged},
+		"state of 4 GiB":          {u32(record+16, math.MaxUint32), zstdidx.ErrCorrupt},
+		"state a byte longer":     {u32(record+16, binary.LittleEndian.Uint32(good[record+16:])+1), zstdidx.ErrCorrupt},
+		"CRC":                     {func(x []byte) []byte { x[sums]++; return x }, zstdidx.ErrChanged},
+		"last CRC":                {func(x []byte) []byte { x[state-4]++; return x }, zstdidx.ErrChanged},
+		"a CRC less":              {func(x []byte) []byte { return append(x[:sums:sums], x[sums+4:]...) }, zstdidx.ErrCorrupt},
+		"records and no CRC":      {func(x []byte) []byte { return x[:sums] }, zstdidx.ErrCorrupt},
 		"window of 4 GiB":         {u32(state, math.MaxUint32), zstdidx.ErrChanged},
 		"window of nothing":       {u32(state, 0), zstdidx.ErrChanged},
 		"flags":                   {func(x []byte) []byte { x[state+4] = 2; return x }, zstdidx.ErrChanged},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 	"sort"
 
 	"github.com/overlaybd-go/overlaybd/image/spans"
@@ -16,8 +17,16 @@ const (
 	magic      = "zstdidx\x00"
 	version    = 1
 	headSize   = 64
-	recordSize = 24
+	recordSize = 20
+	sumSize    = 4
 )
+
+// pieceSize is how much content of a span a checksum is for, bytes; durable. It
+// is half of the largest block, of which all comes out at once.
+const pieceSize = 64 << 10
+
+// pieces returns how many pieces n bytes of a span have.
+func pieces(n int64) int64 { return (n + pieceSize - 1) / pieceSize }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -30,7 +39,7 @@ type span struct {
 	size   int64 // bytes of content
 	pos    int64 // in the zstd file
 	stored int64 // bytes of the zstd file
-	crc    uint32
+	sum    int64 // where its checksums begin in the index's, bytes
 	state  int   // bytes of state, 0 if the span begins with a frame
 	at     int64 // of the state in the index's states
 }
@@ -39,6 +48,7 @@ type span struct {
 type index struct {
 	Info
 	spans  []span
+	sums   []byte
 	states []byte
 }
 
@@ -49,14 +59,14 @@ func Detect(head []byte) bool {
 
 // marshal returns the index file.
 func (x *index) marshal() []byte {
-	b := make([]byte, headSize, headSize+len(x.spans)*recordSize+len(x.states))
+	b := make([]byte, headSize, headSize+len(x.spans)*recordSize+len(x.sums)+len(x.states))
 	for _, s := range x.spans {
 		b = binary.LittleEndian.AppendUint64(b, uint64(s.pos))
 		b = binary.LittleEndian.AppendUint32(b, uint32(s.stored))
 		b = binary.LittleEndian.AppendUint32(b, uint32(s.size))
-		b = binary.LittleEndian.AppendUint32(b, s.crc)
 		b = binary.LittleEndian.AppendUint32(b, uint32(s.state))
 	}
+	b = append(b, x.sums...)
 	b = append(b, x.states...)
 	copy(b, magic)
 	binary.LittleEndian.PutUint32(b[8:], version)
@@ -132,39 +142,72 @@ func readIndex(file io.ReaderAt, size int64) (*index, error) {
 	if got := crc32.Checksum(b, castagnoli); got != h.crc {
 		return nil, malformed("CRC of the index is %08x, computed %08x", h.crc, got)
 	}
-	x := &index{Info: h.Info, spans: make([]span, h.spans), states: b[h.spans*recordSize:]}
+	x := &index{Info: h.Info, spans: make([]span, h.spans)}
 	return x, x.parse(b)
 }
 
-// parse parses the records at the start of b.
+// parse parses what follows the header.
 func (x *index) parse(b []byte) error {
-	var start, pos, at int64
+	records, rest := b[:len(x.spans)*recordSize], b[len(x.spans)*recordSize:]
+	var start, sum, at int64 // of the next span
 	for i := range x.spans {
-		r := b[i*recordSize:]
+		r := records[i*recordSize:]
 		s := span{
 			start:  start,
 			pos:    int64(binary.LittleEndian.Uint64(r)),
 			stored: int64(binary.LittleEndian.Uint32(r[8:])),
 			size:   int64(binary.LittleEndian.Uint32(r[12:])),
-			crc:    binary.LittleEndian.Uint32(r[16:]),
-			state:  int(binary.LittleEndian.Uint32(r[20:])),
+			sum:    sum,
+			state:  int(binary.LittleEndian.Uint32(r[16:])),
 			at:     at,
 		}
-		switch {
-		case s.size == 0 || s.size > maxSpan || s.stored == 0 || s.stored > maxStored:
-			return malformed("span %d of %d bytes in %d", i, s.size, s.stored)
-		case s.pos < pos || s.pos > x.CompressedSize-s.stored:
-			return malformed("span %d at byte %d of %d, after one that ends at %d", i, s.pos, x.CompressedSize, pos)
-		case int64(s.state) > int64(len(x.states))-at:
-			return malformed("span %d with %d bytes of state, there are %d", i, s.state, int64(len(x.states))-at)
+		start, sum, at = start+s.size, sum+pieces(s.size)*sumSize, at+int64(s.state)
+		if err := x.check(i, s); err != nil {
+			return err
+		}
+		if sum+at > int64(len(rest)) {
+			return malformed("span %d with %d bytes of checksums and state before its end, there are %d", i, sum+at, len(rest))
 		}
 		x.spans[i] = s
-		start, pos, at = start+s.size, s.pos+s.stored, at+int64(s.state)
 	}
-	if start != x.Info.Size || at != int64(len(x.states)) {
-		return malformed("spans of %d bytes, %d of state, want %d and %d", start, at, x.Info.Size, len(x.states))
+	if start != x.Info.Size || sum+at != int64(len(rest)) {
+		return malformed("spans of %d bytes, %d of checksums and state, want %d and %d", start, sum+at, x.Info.Size, len(rest))
+	}
+	x.sums, x.states = rest[:sum], rest[sum:]
+	return nil
+}
+
+// check checks s, which is to be span i.
+func (x *index) check(i int, s span) error {
+	end := int64(0) // of the span before
+	if i > 0 {
+		_, end = x.Stored(i - 1)
+	}
+	switch {
+	case s.size == 0 || s.size > maxSpan || s.stored == 0 || s.stored > maxStored:
+		return malformed("span %d of %d bytes in %d", i, s.size, s.stored)
+	case s.pos < end || s.pos > x.CompressedSize-s.stored:
+		return malformed("span %d at byte %d of %d, after one that ends at %d", i, s.pos, x.CompressedSize, end)
 	}
 	return nil
+}
+
+// checkPiece checks the bytes p of span i, which begin at byte off of it.
+func (x *index) checkPiece(i, off int, p []byte) error {
+	at := x.spans[i].sum + int64(off/pieceSize*sumSize)
+	want := binary.LittleEndian.Uint32(x.sums[at:])
+	if got := crc32.Checksum(p, castagnoli); got != want {
+		return malformed("CRC of content from byte %d of the span on is %08x, index says %08x", off, got, want)
+	}
+	return nil
+}
+
+// appendSums appends the checksums of a span's content.
+func appendSums(sums, content []byte) []byte {
+	for p := range slices.Chunk(content, pieceSize) {
+		sums = binary.LittleEndian.AppendUint32(sums, crc32.Checksum(p, castagnoli))
+	}
+	return sums
 }
 
 // Size returns the number of bytes of content.

@@ -2,10 +2,7 @@
 
 package zstdidx
 
-import (
-	"hash/crc32"
-	"sort"
-)
+import "sort"
 
 // A point is a place in a stream where a span may begin.
 type point struct {
@@ -29,6 +26,7 @@ type planner struct {
 	out    *output
 	points []point // where spans may begin; one does at the first
 	spans  []span
+	sums   []byte
 	states []byte
 	marks  marks
 	packer packer
@@ -185,8 +183,8 @@ func (p *planner) mark(k int, start, end int64) int {
 func (p *planner) cut(i, j int) {
 	a, b := &p.points[i], &p.points[j]
 	from := int(a.at - p.out.start)
-	content := p.out.buf[from:int(b.at-p.out.start)]
-	s := span{pos: a.pos, stored: b.end - a.pos, size: b.at - a.at, crc: crc32.Checksum(content, castagnoli)}
+	p.sums = appendSums(p.sums, p.out.buf[from:int(b.at-p.out.start)])
+	s := span{pos: a.pos, stored: b.end - a.pos, size: b.at - a.at}
 	if a.inside {
 		for k := range a.need {
 			if !a.need[k] {

@@ -157,7 +157,7 @@ func (r *Reader) WriteIndex(w io.Writer) (int64, error) {
 	if r.err != io.EOF { //nolint:errorlint // as Read returned it
 		return 0, errors.New("write zstd index before the end of the stream")
 	}
-	x := index{Info: Info{Size: r.size, CompressedSize: r.d.pos}, spans: r.plan.spans, states: r.plan.states}
+	x := index{Info: Info{Size: r.size, CompressedSize: r.d.pos}, spans: r.plan.spans, sums: r.plan.sums, states: r.plan.states}
 	n, err := w.Write(x.marshal())
 	if err != nil {
 		return int64(n), fmt.Errorf("write zstd index: %w", err)

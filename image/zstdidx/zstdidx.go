@@ -6,9 +6,9 @@
 // [fetcher.Blob].
 //
 // The one thing to know: content is decoded in spans, of 1 to 16 MiB as a rule,
-// and one byte of a span costs as much as all of it. No byte is handed out before
-// the whole span has come out with the right checksum, so that a file that
-// changed under its index is an error, and never wrong content.
+// and one byte of a span costs as much as all before it there. It is handed out in
+// pieces of 64 KiB, each as soon as it has come out with the right checksum, so
+// that a file that changed under its index is an error, and never wrong content.
 //
 // Where a span begins between two blocks of a frame, the index holds what a
 // decoder knows there: offsets and tables that the span uses, and those bytes

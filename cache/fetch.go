@@ -64,7 +64,7 @@ func (f *fetch) run(ctx context.Context) {
 	defer f.b.fetches.Done()
 	err := f.fill(ctx)
 	f.finish(err)
-	if f.kept(err) == 0 {
+	if f.landed.Load() == 0 {
 		f.leave(err)
 		return
 	}
@@ -152,20 +152,11 @@ func (f *fetch) advance(landed int64) {
 	})
 }
 
-// kept returns how many of the bytes that landed before err are kept: none of
-// those that are made in spans, of which a fault may show at the end only.
-func (f *fetch) kept(err error) int64 {
-	if err != nil && f.s.geo.spanned() {
-		return 0
-	}
-	return f.landed.Load()
-}
-
 // finish releases all waiters. What landed before err is kept; the rest leaves
 // the table first, so that a released reader that tries again starts anew.
 func (f *fetch) finish(err error) {
 	if err != nil {
-		f.s.shorten(f, f.s.geo.whole(f.off+f.kept(err)))
+		f.s.shorten(f, f.s.geo.whole(f.off+f.landed.Load()))
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -25,6 +25,7 @@ type geometry struct {
 	shift     uint  // log2 of the block size
 	maxExtent block // blocks in what one request asks for at most
 	spans     []edge
+	parts     bool // of a span cost less than all of it
 }
 
 // An edge is where a span begins, and its first block. The last edge of a list
@@ -61,7 +62,7 @@ func (g *geometry) addSpans(s fetcher.Spanner) error {
 		}
 	}
 	if g.size > 0 {
-		g.spans = spans
+		g.spans, g.parts = spans, s.Parts()
 	}
 	return nil
 }

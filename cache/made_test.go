@@ -36,6 +36,8 @@ func (d doubled) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
+func (doubled) Parts() bool { return false }
+
 func (d doubled) Span(off int64) (start, end int64) {
 	const span = 1 << 20
 	return off &^ (span - 1), min(off&^(span-1)+span, d.Size())
@@ -144,6 +146,8 @@ func TestMadeContract(t *testing.T) {
 
 // equal is made of a blob, and is the same.
 type equal struct{ fetcher.Blob }
+
+func (equal) Parts() bool { return false }
 
 func (e equal) Span(off int64) (start, end int64) {
 	const span = 50000

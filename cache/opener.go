@@ -18,8 +18,8 @@ import (
 
 // Opener opens blobs of next through c, under the digests of their refs. A ref
 // whose size is known, by itself or by what is on disk, is opened in next at the
-// first read that is not on disk, so that a blob cached whole needs no network. Refs without a digest, and
-// those of local files, go to next untouched.
+// first read that is not on disk, so that a blob cached whole needs no network.
+// Refs without a digest, and those of local files, go to next untouched.
 func (c *Cache) Opener(next fetcher.Opener) fetcher.Opener { return &opener{c, next} }
 
 type opener struct {

@@ -25,7 +25,10 @@ type want struct {
 // A cut is the form of requests, in bytes, powers of two: their ends are
 // aligned to extents, and they fill the unit that they begin in. Zero stands
 // for one block, or one extent.
-type cut struct{ extent, unit int64 }
+type cut struct {
+	extent, unit int64
+	whole        bool // spans, of which a part is enough otherwise
+}
 
 // plan sees to it that the blocks of w that are not on disk are on their way,
 // asking the source of b for those that nobody has asked for. It returns their
@@ -86,11 +89,12 @@ func (s *store) start(ctx context.Context, b *Blob, blk, hi block, form cut, low
 // missing returns the blocks around blk that are neither on disk nor on their
 // way, within the window that a reader who wants all up to hi may ask for.
 func (s *store) missing(blk, hi block, form cut) (first, end block) {
-	lo, hi := s.geo.window(blk, hi, form)
+	lo, last := s.geo.window(blk, hi, form)
 	absent := func(b block) bool { return !s.onDisk(b) && s.inflightAt(b) == nil }
 	for first = blk; first > lo && absent(first-1); first-- {
 	}
-	for end = blk + 1; end < hi && absent(end); end++ {
+	last = s.geo.enough(first, hi, last, form)
+	for end = blk + 1; end < last && absent(end); end++ {
 	}
 	return first, end
 }

@@ -30,6 +30,7 @@ type move struct {
 	unit        int64 // what the first request is to fill, bytes
 	now         int64 // end of what to ask for at once
 	from, ahead int64 // what to ask for besides, ahead of the reader
+	whole       bool  // the reader goes through spans
 }
 
 // advance takes note of a read of bytes [off, end) that had to wait, for bytes
@@ -78,10 +79,10 @@ func (r *readahead) follow(off, lo, hi, most int64, edge func(int64) int64) move
 			st.window = min(2*st.window, most)
 			st.start, st.mark, st.next = lo, hi, hi
 			if st.window < 4*(hi-lo) && st.window < most {
-				return move{}
+				return move{whole: true}
 			}
 			st.next = min(edge(hi+st.window-1), hi+2*most)
-			return move{from: hi, ahead: st.next}
+			return move{from: hi, ahead: st.next, whole: true}
 		}
 	}
 	r.streams[r.oldest] = stream{start: lo, mark: hi, next: hi, window: hi - lo}

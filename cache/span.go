@@ -40,6 +40,30 @@ func (g *geometry) wholeSpans(b, end, lo, hi block) (first, last block) {
 	return first, most
 }
 
+// leastPart is how many bytes of a span are asked for at least: no fewer are
+// checked at a time.
+const leastPart = 64 << 10
+
+// enough returns where a request for blocks [first, last) may end, of which those
+// up to end are wanted. What lies behind these in their span would cost more, and
+// costs hardly more later: so the first request takes no more of a span than is
+// wanted, and the next, by a reader who came back, the rest. Who knows what will
+// be wanted, and has no extents cut, gets that each time.
+func (g *geometry) enough(first, end, last block, form cut) block {
+	if !g.parts || last == first {
+		return last
+	}
+	start, _ := g.around(last - 1)
+	if end <= start || form.whole || first > start && form.extent > 0 {
+		return last
+	}
+	unit := max(g.blocks(form.extent), g.blocks(leastPart), 1)
+	if part := start + (end-start+unit-1)/unit*unit; last-part >= unit {
+		return part
+	}
+	return last
+}
+
 // edge returns the end of the span that byte off is in.
 func (g *geometry) edge(off int64) int64 {
 	_, hi := g.around(g.blockAt(min(off, g.size-1)))
@@ -48,11 +72,12 @@ func (g *geometry) edge(off int64) int64 {
 
 // askSpans is ask for a source that makes spans: who reads one after the other
 // gets the next ones before asking for them.
-func (b *Blob) askSpans(ctx context.Context, off, stop int64) (f *fetch, reach int64, err error) {
-	geo, form := &b.s.geo, cut{extent: int64(b.s.c.opts.ExtentSize)}
+func (b *Blob) askSpans(ctx context.Context, off, stop, extent int64) (f *fetch, reach int64, err error) {
+	geo, form := &b.s.geo, cut{extent: extent}
 	first, last := geo.span(off, stop)
 	first, last = geo.window(first, last, form)
 	m := b.ahead.follow(off, geo.start(first), geo.start(last), int64(b.s.c.opts.MaxExtent), geo.edge)
+	form.whole = m.whole
 	f, reach, err = b.first(ctx, want{off: off, end: stop, until: stop, cut: form})
 	if err != nil || m.from >= min(m.ahead, geo.size) {
 		return f, reach, err

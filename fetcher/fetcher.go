@@ -64,13 +64,16 @@ type Expecter interface {
 }
 
 // A Spanner is a Blob whose bytes are made in spans, each from its start to its
-// end: one byte of a span costs about as much as all of it. Who keeps bytes of it
-// does well to keep whole spans. Those that were read are right, whatever a fault
-// further on in their span does to others.
+// end: one byte of a span costs as much as all before it there. Those that were
+// read are right, whatever a fault further on in their span does to others.
 type Spanner interface {
 	// Span returns the span [start, end) that byte off of the blob is in. It
 	// does no I/O. Spans follow each other without gaps.
 	Span(off int64) (start, end int64)
+
+	// Parts reports whether the beginning of a span costs less than all of it.
+	// Otherwise who keeps bytes does well to keep whole spans.
+	Parts() bool
 }
 
 // A Ref names a blob by location and content.

@@ -236,8 +236,8 @@ func readTarget(tb testing.TB, v *spec.Volume, blobs fetcher.Opener, content []b
 	}
 }
 
-// TestTargetIsFetchedOnce: whatever the order, each span is fetched and inflated
-// once, and the next time not at all.
+// TestTargetIsFetchedOnce: whatever the order, no byte of it is fetched twice, and
+// the next time none at all.
 func TestTargetIsFetchedOnce(t *testing.T) {
 	content := []byte(hex.EncodeToString(fetchertest.Content(5<<20, 7)))
 	for name, order := range map[string][]int{

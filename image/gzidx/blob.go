@@ -38,9 +38,14 @@ func OpenWith(ctx context.Context, src fetcher.Blob, index io.ReaderAt, indexSiz
 	if got, want := src.Size(), x.info.CompressedSize; got != want {
 		return nil, fmt.Errorf("%w: it has %d bytes, indexed were %d", ErrChanged, got, want)
 	}
+	part := pieceSize
+	if x.sums == nil {
+		part = 0
+	}
 	return spans.New(ctx, src, x, spans.Format{
 		Name:       "gzip file",
 		NewDecoder: func() spans.Decoder { return &decoder{f: newInflater(), x: x} },
+		Part:       part,
 		Changed:    ErrChanged,
 		Corrupt:    ErrCorrupt,
 		Recent:     DefaultRecent,

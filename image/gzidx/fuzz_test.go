@@ -44,8 +44,9 @@ func FuzzOpen(f *testing.F) {
 	f.Fuzz(func(t *testing.T, x []byte) {
 		sealed := slices.Clone(x)
 		reseal(sealed)
-		for _, x := range [][]byte{x, sealed} {
-			b, err := gzidx.Open(t.Context(), memBlob(z), bytes.NewReader(x), int64(len(x)))
+		for i, x := range [][]byte{x, x, sealed, sealed} {
+			opts := gzidx.OpenOptions{Recent: -(i % 2)} // whole spans are read, and parts
+			b, err := gzidx.OpenWith(t.Context(), memBlob(z), bytes.NewReader(x), int64(len(x)), opts)
 			if err != nil {
 				if b != nil || !classified(err) {
 					t.Fatalf("%v, %v of no class", b, err)

@@ -184,9 +184,15 @@ func opened(t testing.TB, content []byte, gap, recent int) (*spans.Blob, *table,
 
 func open(t testing.TB, src *source, x *table, recent int) *spans.Blob {
 	t.Helper()
+	return openWith(t, src, x, recent, 0, func() spans.Decoder { return &decoder{t: x} })
+}
+
+func openWith(t testing.TB, src *source, x *table, recent, part int, newDecoder func() spans.Decoder) *spans.Blob {
+	t.Helper()
 	b := spans.New(t.Context(), src, x, spans.Format{
 		Name:       "test file",
-		NewDecoder: func() spans.Decoder { return &decoder{t: x} },
+		NewDecoder: newDecoder,
+		Part:       part,
 		Changed:    errChanged,
 		Corrupt:    errCorrupt,
 		Recent:     2 * length,

@@ -6,10 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-
-	"github.com/overlaybd-go/overlaybd/fetcher"
 )
 
 // A flight is a span that is being decoded for whoever waits for it.
@@ -53,8 +50,9 @@ const (
 )
 
 // join returns flights of the spans from first on, to last or as many as one
-// reader should hold. The caller leaves each when done with it.
-func (b *Blob) join(first, last int) ([]*flight, error) {
+// reader should hold who wants the content up to end. The caller leaves each when
+// done with it.
+func (b *Blob) join(first, last int, end int64) ([]*flight, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
@@ -67,15 +65,19 @@ func (b *Blob) join(first, last int) ([]*flight, error) {
 		if _, end := b.table.Span(i); i > first && end-start > maxRun || i-first == maxSpans {
 			break
 		}
+		need, size := b.need(i, end)
 		f := b.flights[i]
 		if f == nil {
 			f = b.recent.flight(i)
+		}
+		if f != nil && !f.want(need) { // it has come as far as it will
+			f = nil
 		}
 		if f != nil || i > first && b.apart(i) {
 			fresh = b.launch(fresh)
 		}
 		if f == nil {
-			f = &flight{span: i}
+			f = &flight{span: i, progress: progress{need: need, size: size}}
 			b.flights[i] = f
 			fresh = append(fresh, f)
 		}
@@ -88,6 +90,18 @@ func (b *Blob) join(first, last int) ([]*flight, error) {
 		}
 	}
 	return joined, nil
+}
+
+// need returns how much of span i, which has size bytes, is to be decoded for a
+// reader of content up to end.
+func (b *Blob) need(i int, end int64) (need, size int) {
+	start, stop := b.table.Span(i)
+	size = int(stop - start)
+	if !b.parts {
+		return size, size
+	}
+	part := int64(b.format.Part)
+	return int(min((max(end-start, 0)+part-1)/part*part, stop-start)), size
 }
 
 // apart reports whether span i lies far behind the one before it.
@@ -186,7 +200,7 @@ func (b *Blob) fly(r *run) {
 	if b.work.Acquire(r.ctx, work) == nil {
 		defer b.work.Release(work)
 	}
-	s := &stream{b: b, last: last}
+	s := &stream{b: b, last: r.flights[len(r.flights)-1]}
 	defer s.end()
 	var broken error // what no other span of the run is likely to survive
 	for _, f := range r.flights {
@@ -214,87 +228,4 @@ func (b *Blob) why(err error) error {
 		return fs.ErrClosed
 	}
 	return err
-}
-
-// A stream decodes spans of one read of the source, and takes it up again
-// where it broke.
-type stream struct {
-	b    *Blob
-	d    Decoder       // nil before the first bytes are near
-	last int           // span
-	r    io.ReadCloser // nil if there is none, or it is not where the next span starts
-}
-
-// end gives back what the stream has.
-func (s *stream) end() {
-	s.close()
-	if s.d != nil {
-		s.b.giveBack(s.d)
-	}
-}
-
-func (s *stream) close() {
-	if s.r != nil {
-		s.r.Close()
-		s.r = nil
-	}
-}
-
-// decode decodes the span of f. If the bytes are wrong, the fault may be in a copy
-// that a cache keeps, so they are dropped and read again.
-func (s *stream) decode(ctx context.Context, f *flight) error {
-	err := s.try(ctx, f)
-	if !errors.Is(err, s.b.format.Changed) {
-		return err
-	}
-	from, to := s.b.table.Stored(f.span)
-	if derr := fetcher.Drop(ctx, s.b.src, from, to-from); derr != nil && !errors.Is(derr, errors.ErrUnsupported) {
-		return errors.Join(err, fmt.Errorf("drop cached bytes %d to %d: %w", from, to, derr))
-	}
-	return s.try(ctx, f)
-}
-
-func (s *stream) try(ctx context.Context, f *flight) error {
-	err := s.open(ctx, f.span)
-	if err == nil {
-		err = s.d.Decode(f.span, func(content []byte) error {
-			if !f.grow(content) {
-				return fmt.Errorf("%w: it was decoded to other bytes before", s.b.format.Changed)
-			}
-			return nil
-		})
-	}
-	if err != nil {
-		s.close()
-	}
-	return err
-}
-
-// open has the stream begin with span i, unless it is there.
-func (s *stream) open(ctx context.Context, i int) (err error) {
-	if s.r != nil {
-		return nil
-	}
-	from, to := s.b.stored(i, s.last)
-	if s.r, err = fetcher.ReadRange(ctx, s.b.src, from, to-from); err != nil {
-		return err
-	}
-	if s.d == nil {
-		s.d = s.b.lend()
-	}
-	return s.d.Reset(untilDone{ctx, s.r}, i)
-}
-
-// untilDone reads until ctx is done, so that nothing is decoded in vain for
-// long: a source that has the bytes already need not look at ctx.
-type untilDone struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (u untilDone) Read(p []byte) (int, error) {
-	if err := u.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return u.r.Read(p)
 }

@@ -5,6 +5,7 @@ package spans
 import (
 	"bytes"
 	"context"
+	"errors"
 	"slices"
 	"sync"
 )
@@ -16,7 +17,51 @@ type progress struct {
 	over    bool       // no more will come
 	err     error      // why, if that is not all
 	used    bool       // somebody got some of it
+	need    int        // how much of it is wanted, bytes
+	size    int        // how much there is
 	waiters []*waiter
+}
+
+// errEnough ends the decoding of a span of which no more is wanted.
+var errEnough = errors.New("no more of the span is wanted")
+
+// want has n bytes decoded at least, if that is not over.
+func (p *progress) want(n int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.over {
+		return n <= len(p.data)
+	}
+	p.need = max(p.need, n)
+	return true
+}
+
+// wanted returns how much is to be decoded, of how much there is.
+func (p *progress) wanted() (need, size int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.need, p.size
+}
+
+// enough reports whether the decoding has come as far as is wanted, but not to
+// the end.
+func (p *progress) enough() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.data) >= p.need && len(p.data) < p.size
+}
+
+// settle ends a decoding that has come as far as is wanted, and reports whether it
+// still has.
+func (p *progress) settle() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.data) < p.need {
+		return false
+	}
+	p.over = true
+	p.wake()
+	return true
 }
 
 // A waiter waits for the first n bytes of one span after the other.

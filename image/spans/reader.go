@@ -77,7 +77,7 @@ func (r *rangeReader) board(i, last int) error {
 		return nil
 	}
 	next := i + len(r.flights)
-	flights, err := r.b.join(next, last)
+	flights, err := r.b.join(next, last, r.end)
 	if err != nil {
 		return err
 	}

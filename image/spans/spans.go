@@ -69,6 +69,10 @@ type Format struct {
 	Name       string         // of the source in errors, such as "gzip file"
 	NewDecoder func() Decoder // returns a new one
 
+	// Part is in what steps content is found right before the end of its span,
+	// bytes; 0 if only with all of it.
+	Part int
+
 	// Changed is the class of a Decoder's errors for bytes of the source that
 	// are wrong. Copies of them are dropped, and read again. Corrupt is that
 	// of other errors that concern one span alone.
@@ -81,7 +85,9 @@ type Format struct {
 type Options struct {
 	// Recent is how many bytes of the spans that were read last are kept, for
 	// ten seconds after the last read; one span if that is longer, and none
-	// if it is negative. 0 is as many as is good for the format.
+	// if it is negative: then spans are decoded as far as is wanted, and who
+	// wants more has the rest decoded behind the same again, but not fetched
+	// again. 0 is as many as is good for the format.
 	Recent int
 }
 
@@ -100,6 +106,7 @@ type Blob struct {
 	src    fetcher.Blob
 	table  Table
 	format Format
+	parts  bool // spans are decoded as far as is wanted
 
 	ctx     context.Context // ends at Close
 	cancel  context.CancelFunc
@@ -109,6 +116,7 @@ type Blob struct {
 	mu      sync.Mutex      // guards all below
 	flights map[int]*flight // by span
 	recent  recentSpans
+	heads   heads
 	idle    []Decoder
 	timer   *time.Timer // lets go of recent and idle; nil before the first read
 	closed  bool
@@ -128,6 +136,7 @@ func New(ctx context.Context, src fetcher.Blob, table Table, f Format, opts Opti
 	b := &Blob{
 		src: src, table: table, format: f,
 		work: semaphore.NewWeighted(maxWork), flights: make(map[int]*flight),
+		parts:  f.Part > 0 && opts.Recent < 0,
 		recent: recentSpans{limit: cmp.Or(opts.Recent, f.Recent)},
 	}
 	b.ctx, b.cancel = context.WithCancel(context.WithoutCancel(ctx))
@@ -145,6 +154,9 @@ func (b *Blob) Span(off int64) (start, end int64) {
 	}
 	return b.table.Span(b.table.Find(off))
 }
+
+// Parts reports whether the beginning of a span costs less than all of it.
+func (b *Blob) Parts() bool { return b.parts }
 
 // Close ends the reads in flight and closes the source.
 func (b *Blob) Close() error {
@@ -204,6 +216,7 @@ func (b *Blob) Drop(ctx context.Context, off, n int64) error {
 	}
 	b.mu.Lock()
 	b.recent.drop(first, last)
+	b.heads.drop(first, last)
 	maps.DeleteFunc(b.flights, func(i int, _ *flight) bool { return first <= i && i <= last })
 	b.mu.Unlock()
 	from, to := b.stored(first, last)
@@ -271,6 +284,6 @@ func (b *Blob) linger() {
 
 // letGo forgets what is kept. b.mu is held.
 func (b *Blob) letGo() {
-	b.recent = recentSpans{limit: b.recent.limit}
+	b.recent, b.heads = recentSpans{limit: b.recent.limit}, heads{}
 	b.idle = nil
 }

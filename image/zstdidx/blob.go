@@ -40,6 +40,7 @@ func OpenWith(ctx context.Context, src fetcher.Blob, index io.ReaderAt, indexSiz
 	return spans.New(ctx, src, x, spans.Format{
 		Name:       "zstd file",
 		NewDecoder: func() spans.Decoder { return &spanDecoder{x: x, d: newDecoder(nil)} },
+		Part:       pieceSize,
 		Changed:    ErrChanged,
 		Corrupt:    ErrCorrupt,
 		Recent:     DefaultRecent,

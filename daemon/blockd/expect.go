@@ -36,6 +36,11 @@ const (
 	// containerd's may hold.
 	maxURL = 4096
 
+	// reachFrom is from how many bytes of metadata on a layer's target is looked
+	// for: it has a hundred times as many. Of small layers most are not read when
+	// a container starts, and an image may have many.
+	reachFrom = 16 << 10
+
 	// expectTime is how long a blob is expected. Most images are pulled for a
 	// container that starts at once.
 	expectTime = 5 * time.Minute
@@ -68,7 +73,9 @@ func (d *Daemon) Expect(_ context.Context, repository string, blobs ...blockapi.
 		prepare := openOnce(v)
 		if l.TargetDigest != "" {
 			prepare = func(ctx context.Context, b *cache.Blob) error { return image.AskWhole(ctx, b) }
-			d.reach(fetcher.Ref{URL: v.TargetURL(l), Digest: l.TargetDigest})
+			if l.Size >= reachFrom {
+				d.reach(fetcher.Ref{URL: v.TargetURL(l), Digest: l.TargetDigest})
+			}
 		}
 		d.expected.begin(ref, func(ctx context.Context, x *expectation) error { return d.expected.hold(ctx, x, prepare) })
 	}

@@ -158,7 +158,7 @@ func (e *Exporter) clear(ctx context.Context, s configfs.Backstore) error {
 	e.refuseUnclaimed(s)
 	for deadline := time.Now().Add(halfMade); ; {
 		err := d.clear(ctx)
-		if !errors.Is(err, unix.EINVAL) || time.Now().After(deadline) {
+		if !isHalfMade(err) || time.Now().After(deadline) {
 			return err
 		}
 		time.Sleep(10 * time.Millisecond)
@@ -170,8 +170,13 @@ func (e *Exporter) clear(ctx context.Context, s configfs.Backstore) error {
 // refused.
 const halfMade = 10 * time.Second
 
-// clear removes what is left of the device. It fails with EINVAL while the
-// device is half made.
+// isHalfMade reports whether err is that of a device that a thread is making, or
+// removing: it cannot be suspended yet, or its UIO device is not all there.
+func isHalfMade(err error) bool {
+	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) || errors.Is(err, fs.ErrNotExist)
+}
+
+// clear removes what is left of the device.
 func (d *Device) clear(ctx context.Context) error {
 	tree := d.exporter.tree
 	uio, err := tree.FindUIO(d.store)

@@ -37,8 +37,9 @@ var fileNames = []string{"ext4" + MetaSuffix, "erofs" + MetaSuffix, GzipIndex, Z
 const maxEntries = 100
 
 // Unpack writes the files of the layer r, which has size bytes and the digest
-// dgst, into the empty directory dir, and syncs them. It reads r to its end;
-// after an error there may be files whose content is anything.
+// dgst, into the empty directory dir, and syncs them, but not the directory: they
+// are to be moved to where they belong. It reads r to its end; after an error there
+// may be files whose content is anything.
 func Unpack(r io.Reader, dgst digest.Digest, size int64, dir string) error {
 	v := &verifier{r: r, left: size, digester: dgst.Algorithm().Digester()}
 	if err := unpackAll(v, dir, unpackedLimit(size)); err != nil {
@@ -93,7 +94,7 @@ func unpack(tr *tar.Reader, dir string, limit int64) error {
 	for range maxEntries {
 		h, err := tr.Next()
 		if errors.Is(err, io.EOF) {
-			return syncDir(dir)
+			return nil
 		}
 		if err != nil {
 			return err
@@ -121,16 +122,11 @@ func writeFile(name string, r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(f, r)
-	return errors.Join(err, f.Sync(), f.Close())
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
+	n, err := io.Copy(f, r)
+	if n > 0 {
+		err = errors.Join(err, f.Sync())
 	}
-	return errors.Join(d.Sync(), d.Close())
+	return errors.Join(err, f.Close())
 }
 
 // A verifier reads a blob of a known size, and computes its digest.

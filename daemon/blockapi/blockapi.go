@@ -54,6 +54,10 @@ type Blob struct {
 	// content of this one's files, if that is a TurboOCI layer: all of the
 	// blob will be read, and then parts of the target.
 	Target digest.Digest
+
+	// SpecPath is the spec of the image that ends with the layer, if there is
+	// one yet: a TurboOCI layer is unpacked to where that says.
+	SpecPath string
 }
 
 // An Attachment is a live block device and how it fares.

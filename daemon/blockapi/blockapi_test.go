@@ -132,14 +132,14 @@ func TestValuesCross(t *testing.T) {
 	if err := c.Detach(t.Context(), "17"); err != nil {
 		t.Error(err)
 	}
-	for _, blobs := range [][]blockapi.Blob{nil, {{Digest: "sha256:12", Size: 5}, {Digest: "sha256:34", Size: 6}}} {
+	for _, blobs := range [][]blockapi.Blob{nil, {{Digest: "sha256:12", Size: 5}, {Digest: "sha256:34", Size: 6, Target: "sha256:56", SpecPath: "/s"}}} {
 		if err := c.Expect(t.Context(), want.Image, blobs...); err != nil {
 			t.Error(err)
 		}
 	}
 	if d := cmp.Diff([]string{
 		"attach 17 " + want.SpecPath, "seal /s /d", "detach 17",
-		"expect " + want.Image + "[]", "expect " + want.Image + "[{sha256:12 5} {sha256:34 6}]",
+		"expect " + want.Image + "[]", "expect " + want.Image + "[{sha256:12 5  } {sha256:34 6 sha256:56 /s}]",
 	}, calls); d != "" {
 		t.Errorf("calls (-want +got):\n%s", d)
 	}

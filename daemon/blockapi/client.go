@@ -129,7 +129,7 @@ func (c *Client) Seal(ctx context.Context, specPath, dst string) error {
 func (c *Client) Expect(ctx context.Context, repository string, blobs ...Blob) error {
 	req := &blockpb.ExpectRequest{Repository: repository}
 	for _, b := range blobs {
-		req.Blobs = append(req.Blobs, &blockpb.Blob{Digest: b.Digest.String(), Size: b.Size, Target: b.Target.String()})
+		req.Blobs = append(req.Blobs, &blockpb.Blob{Digest: b.Digest.String(), Size: b.Size, Target: b.Target.String(), SpecPath: b.SpecPath})
 	}
 	return c.call(ctx, func(opt grpc.CallOption) error {
 		_, err := c.block.Expect(ctx, req, opt)

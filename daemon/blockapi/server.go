@@ -68,7 +68,7 @@ func (s *Server) Seal(ctx context.Context, req *blockpb.SealRequest) (*blockpb.S
 func (s *Server) Expect(ctx context.Context, req *blockpb.ExpectRequest) (*blockpb.ExpectResponse, error) {
 	blobs := make([]Blob, len(req.GetBlobs()))
 	for i, b := range req.GetBlobs() {
-		blobs[i] = Blob{Digest: digest.Digest(b.GetDigest()), Size: b.GetSize(), Target: digest.Digest(b.GetTarget())}
+		blobs[i] = Blob{Digest: digest.Digest(b.GetDigest()), Size: b.GetSize(), Target: digest.Digest(b.GetTarget()), SpecPath: b.GetSpecPath()}
 	}
 	if err := s.svc.Expect(ctx, req.GetRepository(), blobs...); err != nil {
 		return nil, failure(ctx, err)

@@ -67,8 +67,8 @@ func (d *Daemon) Expect(_ context.Context, repository string, blobs ...blockapi.
 	if len(blobs) == 0 {
 		d.warm(repository)
 	}
-	for _, v := range volumes {
-		l := v.Lowers[0]
+	for i, v := range volumes {
+		b, l := blobs[i], v.Lowers[0]
 		ref := fetcher.Ref{URL: v.BlobURL(l), Digest: l.Digest, Size: l.Size}
 		prepare := openOnce(v)
 		if l.TargetDigest != "" {
@@ -78,6 +78,9 @@ func (d *Daemon) Expect(_ context.Context, repository string, blobs ...blockapi.
 			}
 		}
 		d.expected.begin(ref, func(ctx context.Context, x *expectation) error { return d.expected.hold(ctx, x, prepare) })
+		if l.TargetDigest != "" && b.SpecPath != "" {
+			d.unpack(b.SpecPath)
+		}
 	}
 	return nil
 }
@@ -92,6 +95,17 @@ func openOnce(v *spec.Volume) func(context.Context, *cache.Blob) error {
 		}
 		return img.Close()
 	}
+}
+
+// unpack unpacks the TurboOCI layers of the spec at path.
+func (d *Daemon) unpack(path string) {
+	d.expected.begin(fetcher.Ref{URL: "spec:" + path}, func(ctx context.Context, _ *expectation) error {
+		v, err := spec.Load(path)
+		if err == nil {
+			_, err = image.Localize(ctx, v, d.expected)
+		}
+		return err
+	})
 }
 
 // reach prepares for reads of a blob of which nothing is known to be wanted.

@@ -96,6 +96,34 @@ func TestPackedExpected(t *testing.T) {
 	})
 }
 
+// TestPackedUnpacked: metadata are unpacked as soon as it is known where to.
+func TestPackedUnpacked(t *testing.T) {
+	n := newNodeOf(t, farAway())
+	dir := t.TempDir()
+	v, content := n.pushPacked(dir)
+	path, l := n.save("1", v), v.Lowers[1]
+	blob := blockapi.Blob{Digest: l.Digest, Size: l.Size, Target: l.TargetDigest, SpecPath: path}
+	for range 2 { // rpull and the snapshotter both say so
+		if err := n.Expect(t.Context(), v.RepoBlobURL, blob); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for {
+		if files, err := os.ReadDir(dir); err != nil || t.Context().Err() != nil {
+			t.Fatal(err, t.Context().Err())
+		} else if len(files) == 2 && files[0].Name() == "ext4.fs.meta" && files[1].Name() == "gzip.meta" {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	n.registry.ResetLog()
+	a := n.attach("1", path)
+	if got := n.requests(v); got != 0 {
+		t.Errorf("the metadata were asked for %d times after they were unpacked", got)
+	}
+	wantTurbo(t, a.Path, content)
+}
+
 // TestPackedFaults: what passes, Attach does not notice; what lasts is its
 // error, which names the metadata, and when it is over Attach succeeds.
 func TestPackedFaults(t *testing.T) {

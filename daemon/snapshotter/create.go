@@ -81,7 +81,7 @@ func (s *Snapshotter) createRemote(ctx context.Context, base snapshots.Info, l s
 	base.Labels = maps.Clone(base.Labels)
 	base.Labels[LabelRemote] = valueRemote
 
-	var dir string
+	var dir, specPath string
 	var found bool
 	err := s.update(ctx, func(ctx context.Context) (err error) {
 		var name string
@@ -96,7 +96,7 @@ func (s *Snapshotter) createRemote(ctx context.Context, base snapshots.Info, l s
 		if err != nil {
 			return err
 		}
-		dir = s.at.dir(id)
+		dir, specPath = s.at.dir(id), s.at.spec(id)
 		if err := linkFiles(files, s.at.fs(id)); err != nil {
 			return err
 		}
@@ -114,7 +114,7 @@ func (s *Snapshotter) createRemote(ctx context.Context, base snapshots.Info, l s
 		return fmt.Errorf("create layer %s: %w", target, err)
 	}
 	if !found {
-		s.expect(l)
+		s.expect(l, specPath)
 	}
 	return fmt.Errorf("target snapshot %q: %w", target, errdefs.ErrAlreadyExists)
 }

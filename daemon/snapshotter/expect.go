@@ -15,12 +15,19 @@ import (
 // if it is there.
 const expectTimeout = 5 * time.Second
 
+// An announcement is of a layer, and of the spec that ends with it.
+type announcement struct {
+	spec.Lower
+
+	spec string // path; empty if there is none
+}
+
 // expect has the block daemon told that a layer has come, for a container that
 // will probably start soon; of one without a digest, only its repository. Where
 // it does not keep up, it will hear of the layer when that is attached.
-func (s *Snapshotter) expect(l spec.Lower) {
+func (s *Snapshotter) expect(l spec.Lower, spec string) {
 	select {
-	case s.expected <- l:
+	case s.expected <- announcement{l, spec}:
 	default:
 	}
 }
@@ -39,11 +46,13 @@ func (s *Snapshotter) announce() {
 	}
 }
 
-func (s *Snapshotter) announceOne(l spec.Lower) error {
+func (s *Snapshotter) announceOne(l announcement) error {
 	ctx, cancel := context.WithTimeout(s.life, expectTimeout)
 	defer cancel()
 	if l.Digest == "" {
 		return s.opts.Block.Expect(ctx, l.RepoBlobURL)
 	}
-	return s.opts.Block.Expect(ctx, l.RepoBlobURL, blockapi.Blob{Digest: l.Digest, Size: l.Size, Target: l.TargetDigest})
+	return s.opts.Block.Expect(ctx, l.RepoBlobURL, blockapi.Blob{
+		Digest: l.Digest, Size: l.Size, Target: l.TargetDigest, SpecPath: l.spec,
+	})
 }

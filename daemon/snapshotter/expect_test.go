@@ -32,8 +32,8 @@ func TestPullIsAnnounced(t *testing.T) {
 	r.pull("sha256:b", "sha256:a", b)
 	const repository = "https://registry.test/v2/library/app/blobs"
 	want := []string{
-		fmt.Sprint(repository, []blockapi.Blob{{Digest: a, Size: 4096}}),
-		fmt.Sprint(repository, []blockapi.Blob{{Digest: b, Size: 4096}}),
+		fmt.Sprint(repository, []blockapi.Blob{{Digest: a, Size: 4096, SpecPath: r.path("1", "block", "config.v1.json")}}),
+		fmt.Sprint(repository, []blockapi.Blob{{Digest: b, Size: 4096, SpecPath: r.path("2", "block", "config.v1.json")}}),
 	}
 	if d := cmp.Diff(want, []string{<-heard, <-heard}); d != "" {
 		t.Errorf("announced (-want +got):\n%s", d)

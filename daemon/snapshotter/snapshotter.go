@@ -119,7 +119,7 @@ type Snapshotter struct {
 	devices keyLock
 
 	notLazy  *referrer.Journal
-	expected chan spec.Lower // layers to tell the block daemon of
+	expected chan announcement // layers to tell the block daemon of
 
 	life context.Context // ends with Close; bounds work that outlives a call
 	stop context.CancelFunc
@@ -208,7 +208,7 @@ func open(ctx context.Context, opts Options) (*Snapshotter, error) {
 		_ = os.Remove(s.at.notLazy()) // of a time when there was a choice
 	}
 	s.notLazy = referrer.OpenJournal(s.at.notLazy())
-	s.expected = make(chan spec.Lower, spec.MaxLowers)
+	s.expected = make(chan announcement, spec.MaxLowers)
 	s.work.Go(s.announce)
 	return s, nil
 }

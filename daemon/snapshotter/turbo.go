@@ -120,7 +120,7 @@ func (s *Snapshotter) finishTurbo(st stack) error {
 	if err := s.saveSpec(n.id, v); err != nil {
 		return err
 	}
-	s.expect(spec.Lower{RepoBlobURL: l.RepoBlobURL}) // a connection is all it can prepare
+	s.expect(spec.Lower{RepoBlobURL: l.RepoBlobURL}, "") // a connection is all it can prepare
 	return nil
 }
 

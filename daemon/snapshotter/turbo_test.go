@@ -161,8 +161,11 @@ func TestTurboRemote(t *testing.T) {
 		r.pullLabels(ref, parent, l)
 		id := fmt.Sprint(i + 1)
 		blob := digest.Digest(l[snapshotter.LabelBlobDigest])
-		if got := <-heard; got != (blockapi.Blob{Digest: blob, Size: 4096, Target: digest.Digest(l[snapshotter.LabelTargetDigest])}) {
-			t.Errorf("the block daemon heard of %+v", got)
+		told := blockapi.Blob{
+			Digest: blob, Size: 4096, Target: digest.Digest(l[snapshotter.LabelTargetDigest]), SpecPath: r.path(id, "block", "config.v1.json"),
+		}
+		if got := <-heard; got != told {
+			t.Errorf("the block daemon heard of %+v, want %+v", got, told)
 		}
 		want.Lowers = append(want.Lowers, spec.Lower{Dir: r.path(id, "fs"), Digest: blob, Size: 4096})
 	}

@@ -528,6 +528,7 @@ type Blob struct {
 	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
 	Size          int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`    // bytes
 	Target        string                 `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"` // digest
+	SpecPath      string                 `protobuf:"bytes,4,opt,name=spec_path,json=specPath,proto3" json:"spec_path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -579,6 +580,13 @@ func (x *Blob) GetSize() int64 {
 func (x *Blob) GetTarget() string {
 	if x != nil {
 		return x.Target
+	}
+	return ""
+}
+
+func (x *Blob) GetSpecPath() string {
+	if x != nil {
+		return x.SpecPath
 	}
 	return ""
 }
@@ -660,11 +668,12 @@ const file_daemon_blockapi_blockapi_proto_rawDesc = "" +
 	"\n" +
 	"repository\x18\x01 \x01(\tR\n" +
 	"repository\x12.\n" +
-	"\x05blobs\x18\x02 \x03(\v2\x18.overlaybd.block.v1.BlobR\x05blobs\"J\n" +
+	"\x05blobs\x18\x02 \x03(\v2\x18.overlaybd.block.v1.BlobR\x05blobs\"g\n" +
 	"\x04Blob\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x16\n" +
-	"\x06target\x18\x03 \x01(\tR\x06target\"\x10\n" +
+	"\x06target\x18\x03 \x01(\tR\x06target\x12\x1b\n" +
+	"\tspec_path\x18\x04 \x01(\tR\bspecPath\"\x10\n" +
 	"\x0eExpectResponse2\xa1\x03\n" +
 	"\x05Block\x12K\n" +
 	"\x06Attach\x12!.overlaybd.block.v1.AttachRequest\x1a\x1e.overlaybd.block.v1.Attachment\x12O\n" +

@@ -16,8 +16,12 @@ import (
 // it is there: no more than one request asks for.
 const smallFile = 256 << 10
 
-// mergeGap is what is fetched in vain, in bytes, to save a request.
-const mergeGap = 32 << 10
+// What is fetched in vain, in bytes of the volume, to save a request. Where more
+// is wanted than can be asked for at once, each request is in the way of another.
+const (
+	mergeGap = 32 << 10
+	busyGap  = 512 << 10
+)
 
 // A file is one that a program reads, or that the scout expects it to read.
 type file struct {
@@ -178,8 +182,8 @@ type span struct {
 }
 
 // merge returns the parts wanted of files in the order of the volume, those
-// that lie closely together as one.
-func merge(wanted []*file) (spans []span) {
+// that lie no further apart than gap as one.
+func merge(wanted []*file, gap int64) (spans []span) {
 	for _, f := range wanted {
 		for _, p := range f.parts {
 			spans = append(spans, span{off: p.Off, n: p.Len, files: []*file{f}})
@@ -189,7 +193,7 @@ func merge(wanted []*file) (spans []span) {
 	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.off, b.off) })
 	merged := spans[:0]
 	for _, sp := range spans {
-		if i := len(merged) - 1; i >= 0 && sp.off-merged[i].off-merged[i].n <= mergeGap {
+		if i := len(merged) - 1; i >= 0 && sp.off-merged[i].off-merged[i].n <= gap {
 			merged[i].n = max(merged[i].n, sp.off+sp.n-merged[i].off)
 			merged[i].files = append(merged[i].files, sp.files...)
 			continue

@@ -87,7 +87,7 @@ func (s *scout) fetchInodes(ctx context.Context, entries []vfs.DirEntry) {
 	}
 	var g errgroup.Group
 	g.SetLimit(s.opts.Parallel)
-	for _, sp := range merge([]*file{&f}) {
+	for _, sp := range merge([]*file{&f}, mergeGap) {
 		g.Go(func() error { return s.vol.Expect(ctx, sp.off, sp.n) })
 	}
 	_ = g.Wait() // reads will tell

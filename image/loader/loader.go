@@ -52,8 +52,8 @@ type Options struct {
 	// quietTime. 256 MiB if zero: pandas and SciPy take 105 MiB.
 	Total int64
 
-	// Parallel is how many requests are made at the same time. 24 if zero: three
-	// quarters of those that a registry gets.
+	// Parallel is how many requests are made at the same time. 48 if zero: with 24
+	// the longest chain of pandas's requests is a sixth longer, with 96 no shorter.
 	Parallel int
 }
 
@@ -61,7 +61,7 @@ func (o Options) withDefaults() Options {
 	o.Whole = cmp.Or(o.Whole, 5<<20)
 	o.Part = cmp.Or(o.Part, 1<<20)
 	o.Total = cmp.Or(o.Total, 256<<20)
-	o.Parallel = cmp.Or(o.Parallel, 24)
+	o.Parallel = cmp.Or(o.Parallel, 48)
 	return o
 }
 

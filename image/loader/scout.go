@@ -185,8 +185,9 @@ func (s *scout) arrived(ctx context.Context, sp span) {
 
 // ask asks for what is wanted, as far as there is room for requests.
 func (s *scout) ask(ctx context.Context) {
-	s.queue = append(s.queue, merge(s.wanted)...)
-	s.later = append(s.later, merge(s.besides)...)
+	gap := s.gap()
+	s.queue = append(s.queue, merge(s.wanted, gap)...)
+	s.later = append(s.later, merge(s.besides, gap)...)
 	s.wanted, s.besides = nil, nil
 	for s.running < s.opts.Parallel {
 		sp, ok := s.next()
@@ -203,6 +204,14 @@ func (s *scout) ask(ctx context.Context) {
 			s.back <- sp
 		})
 	}
+}
+
+// gap returns what may be fetched in vain to save a request.
+func (s *scout) gap() int64 {
+	if s.running+len(s.queue)+len(s.later)+len(s.wanted)+len(s.besides) > s.opts.Parallel {
+		return busyGap
+	}
+	return mergeGap
 }
 
 // next returns what to ask for next.

@@ -55,7 +55,7 @@ func parseTurbo(labels map[string]string, plain []string) (spec.Lower, error) {
 	}
 	ref := imageRef(labels)
 	if ref == "" {
-		return spec.Lower{}, badLabels(fmt.Errorf("neither %s nor %s tells where the target %s of a TurboOCI layer is: pull the image with rpull, or over CRI",
+		return spec.Lower{}, badLabels(fmt.Errorf("neither %s nor %s tells where the target %s of a TurboOCI layer is: pull the image with rpull, or over CRI with snapshot annotations enabled",
 			LabelImageRef, LabelCRIImageRef, target))
 	}
 	repo, err := BlobURL(ref, plain)

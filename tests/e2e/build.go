@@ -18,9 +18,12 @@ import (
 	"github.com/overlaybd-go/overlaybd/tests/need"
 )
 
-// containerdTags leave out the parts of containerd that no test uses; they
-// are half of its build time.
-const containerdTags = "no_cri,no_btrfs,no_devmapper,no_zfs,no_aufs,no_tracing"
+// These tags leave out the parts of containerd that no test uses, and CRI where
+// a test does not; they are half of its build time.
+const (
+	criTags        = "no_btrfs,no_devmapper,no_zfs,no_aufs,no_tracing"
+	containerdTags = "no_cri," + criTags
+)
 
 // prebuiltVar names a directory that [Prebuild] has filled, for machines that
 // have no Go.
@@ -32,7 +35,7 @@ func Prebuild(t testing.TB) (programs []string) {
 	t.Helper()
 	dir := t.TempDir()
 	need.GoBuild(t, moduleRoot(t), dir, "./tests/e2e/probe", "./cmd/...")
-	tools := containerdDir(t)
+	tools := containerdDir(t, false)
 	programs = []string{filepath.Join(tools, "containerd"), filepath.Join(tools, "containerd-shim-runc-v2")}
 	built, err := filepath.Glob(filepath.Join(dir, "*"))
 	if err != nil {
@@ -43,17 +46,23 @@ func Prebuild(t testing.TB) (programs []string) {
 
 // containerdDir returns a directory that holds containerd and its runc shim:
 // the installed ones if they are of version 2, else the ones that the tools
-// module names.
-func containerdDir(t testing.TB) string {
+// module names. With CRI they are always those: it changes with each version.
+func containerdDir(t testing.TB, cri bool) string {
 	t.Helper()
+	build := func(name, tags string) string {
+		const module = "github.com/containerd/containerd/v2"
+		return need.Tool(t, name, module, "-tags", tags, module+"/cmd/containerd", module+"/cmd/containerd-shim-runc-v2")
+	}
+	if cri {
+		return build("containerd-cri", criTags)
+	}
 	if dir := os.Getenv(prebuiltVar); dir != "" {
 		return dir
 	}
 	if dir, ok := installedContainerd(t.Context()); ok {
 		return dir
 	}
-	const module = "github.com/containerd/containerd/v2"
-	return need.Tool(t, "containerd", module, "-tags", containerdTags, module+"/cmd/containerd", module+"/cmd/containerd-shim-runc-v2")
+	return build("containerd", containerdTags)
 }
 
 var versionNumber = regexp.MustCompile(` v?(\d+)\.\d+`)

@@ -16,13 +16,16 @@ import (
 	"github.com/overlaybd-go/overlaybd/tests/need"
 )
 
-// Namespace is the containerd namespace that every test uses.
-const Namespace = "default"
+// The containerd namespace that tests use, and the one that CRI does.
+const (
+	namespace    = "default"
+	criNamespace = "k8s.io"
+)
 
 const containerdConfig = `version = 3
 root = %[1]q
 state = %[2]q
-disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt"]
+disabled_plugins = [%[7]s"io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt"]
 [grpc]
 address = %[3]q
 [ttrpc]
@@ -45,28 +48,23 @@ address = %q
 default = ["overlaybd-diff", "walking"]
 `
 
-// startContainerd starts a containerd below dir that knows the snapshotter
-// "overlaybd" behind the socket proxy, and with differ its differ, and returns a
-// client in [Namespace].
-func startContainerd(t testing.TB, dir, proxy string, differ bool) (*Process, *containerd.Client) {
+// startContainerd starts a containerd below e.Dir that knows the snapshotter
+// "overlaybd", and what opts say beside it, and returns a client in the namespace
+// of e.
+func startContainerd(t testing.TB, e *Env, opts Options) (*Process, *containerd.Client) {
 	t.Helper()
-	tools := containerdDir(t)
+	tools := containerdDir(t, opts.CRI != "")
 	runc := need.Command(t, "runc")
-	socket := filepath.Join(dir, "c.sock")
-	config := filepath.Join(dir, "containerd.toml")
-	text := fmt.Sprintf(containerdConfig, filepath.Join(dir, "root"), filepath.Join(dir, "state"), socket, socket+".ttrpc", proxy, filepath.Join(dir, "shim"))
-	if differ {
-		text += fmt.Sprintf(differConfig, proxy)
-	}
-	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+	config := filepath.Join(e.Dir, "containerd.toml")
+	if err := os.WriteFile(config, []byte(configOf(e, opts)), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	path := "PATH=" + tools + ":" + filepath.Dir(runc) + ":" + os.Getenv("PATH")
-	p := startProcess(t, dir, "containerd", []string{path}, filepath.Join(tools, "containerd"), "-c", config)
+	p := startProcess(t, e.Dir, "containerd", []string{path}, filepath.Join(tools, "containerd"), "-c", config)
 
 	var client *containerd.Client
 	p.await(t, func() (err error) {
-		client, err = containerd.New(socket, containerd.WithDefaultNamespace(Namespace))
+		client, err = containerd.New(e.containerdSocket(), containerd.WithDefaultNamespace(e.namespace))
 		if err != nil {
 			return err
 		}
@@ -76,7 +74,8 @@ func startContainerd(t testing.TB, dir, proxy string, differ bool) (*Process, *c
 		return err
 	})
 	t.Cleanup(func() {
-		if err := empty(context.WithoutCancel(t.Context()), client); err != nil {
+		ctx := namespaces.WithNamespace(context.WithoutCancel(t.Context()), e.namespace)
+		if err := empty(ctx, client); err != nil {
 			t.Error(err)
 		}
 		_ = client.Close()
@@ -84,10 +83,24 @@ func startContainerd(t testing.TB, dir, proxy string, differ bool) (*Process, *c
 	return p, client
 }
 
+// configOf returns the configuration of the containerd of e.
+func configOf(e *Env, opts Options) string {
+	in := func(name string) string { return filepath.Join(e.Dir, name) }
+	socket, proxy := e.containerdSocket(), e.SnapshotterSocket()
+	off, cri := criOff, ""
+	if opts.CRI != "" {
+		off, cri = "", string(opts.CRI)+fmt.Sprintf(criConfig, in("hosts"), in("cni"))
+	}
+	text := fmt.Sprintf(containerdConfig, in("root"), in("state"), socket, socket+".ttrpc", proxy, in("shim"), off) + cri
+	if opts.Differ {
+		text += fmt.Sprintf(differConfig, proxy)
+	}
+	return text
+}
+
 // empty removes every container, so that no shim outlives the test, and every
 // image, so that the snapshotters let go of theirs.
 func empty(ctx context.Context, client *containerd.Client) error {
-	ctx = namespaces.WithNamespace(ctx, Namespace)
 	if err := removeContainers(ctx, client); err != nil {
 		return err
 	}

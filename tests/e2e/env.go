@@ -36,8 +36,9 @@ type Env struct {
 	Containerd  *Process
 	Client      *containerd.Client
 
-	t    testing.TB
-	runs atomic.Int64 // of "ctr run"
+	t         testing.TB
+	namespace string       // of containerd's
+	runs      atomic.Int64 // of "ctr run"
 }
 
 // Options are the choices of an Env.
@@ -54,6 +55,10 @@ type Options struct {
 	// Differ has containerd ask the snapshotter's differ before its own.
 	Differ bool
 
+	// CRI has containerd serve CRI, and is what its configuration says of how
+	// images are pulled. The node uses CRI's namespace then.
+	CRI CRI
+
 	// Registry is shared with another Env; a new one if nil.
 	Registry *Registry
 }
@@ -64,14 +69,17 @@ func Start(t testing.TB, opts Options) *Env {
 	t.Helper()
 	need.Time(t, "it starts containerd")
 	need.Root(t)
-	e := &Env{Dir: tempDir(t), Registry: opts.Registry, t: t}
+	e := &Env{Dir: tempDir(t), Registry: opts.Registry, t: t, namespace: namespace}
+	if opts.CRI != "" {
+		e.namespace = criNamespace
+	}
 	if e.Registry == nil {
 		e.Registry = StartRegistry(t)
 	}
 	if opts.Overlaybd {
 		e.Snapshotter = startSnapshotter(t, e, opts)
 	}
-	e.Containerd, e.Client = startContainerd(t, e.Dir, e.SnapshotterSocket(), opts.Differ)
+	e.Containerd, e.Client = startContainerd(t, e, opts)
 	return e
 }
 
@@ -94,9 +102,11 @@ func tempDir(t testing.TB) string {
 // SnapshotterSocket returns where containerd looks for the snapshotter.
 func (e *Env) SnapshotterSocket() string { return filepath.Join(e.Dir, "s.sock") }
 
-// Context returns the test's context in [Namespace].
+func (e *Env) containerdSocket() string { return filepath.Join(e.Dir, "c.sock") }
+
+// Context returns the test's context in the namespace that the node uses.
 func (e *Env) Context() context.Context {
-	return namespaces.WithNamespace(e.t.Context(), Namespace)
+	return namespaces.WithNamespace(e.t.Context(), e.namespace)
 }
 
 // Ctr runs the project's ctr against the environment's containerd and returns
@@ -127,8 +137,8 @@ func (e *Env) StreamCtr(ctx context.Context, stdout io.Writer, args ...string) e
 		args = slices.Insert(slices.Clone(args), 1, e.private()...)
 	}
 	cmd := exec.CommandContext(ctx, filepath.Join(Bin(e.t), "ctr"), args...)
-	cmd.Env = append(os.Environ(), "CONTAINERD_ADDRESS="+filepath.Join(e.Dir, "c.sock"),
-		"CONTAINERD_NAMESPACE="+Namespace, "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1")
+	cmd.Env = append(os.Environ(), "CONTAINERD_ADDRESS="+e.containerdSocket(),
+		"CONTAINERD_NAMESPACE="+e.namespace, "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1")
 	if e.Snapshotter != nil {
 		cmd.Env = append(cmd.Env, "OVERLAYBD_CONFIG="+e.Snapshotter.Config)
 	}

@@ -127,7 +127,8 @@ func TestTurboIsLazy(t *testing.T) {
 		for _, q := range log {
 			asked += q.N
 		}
-		if len(log) == 0 || len(log) > 8 || asked > contentSize/4 {
+		// Beside what was read, it is what the kernel reads ahead by then.
+		if len(log) == 0 || len(log) > 12 || asked > contentSize/2 {
 			t.Errorf("a read of %d bytes asked for %d in %d requests", readLen, asked, len(log))
 		}
 		wantTurbo(t, a.Path, content)

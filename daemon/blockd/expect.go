@@ -97,11 +97,13 @@ func openOnce(v *spec.Volume) func(context.Context, *cache.Blob) error {
 	}
 }
 
-// unpack unpacks the TurboOCI layers of the spec at path.
+// unpack unpacks the last layer of the spec at path, a TurboOCI one. Those below it
+// have been told of before.
 func (d *Daemon) unpack(path string) {
 	d.expected.begin(fetcher.Ref{URL: "spec:" + path}, func(ctx context.Context, _ *expectation) error {
 		v, err := spec.Load(path)
 		if err == nil {
+			v.Lowers = v.Lowers[max(len(v.Lowers)-1, 0):]
 			_, err = image.Localize(ctx, v, d.expected)
 		}
 		return err

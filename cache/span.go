@@ -71,9 +71,10 @@ func (g *geometry) edge(off int64) int64 {
 }
 
 // askSpans is ask for a source that makes spans: who reads one after the other
-// gets the next ones before asking for them.
+// gets the next ones before asking for them. Spans are large as they are, so that
+// extents may be smaller than usual, but are never larger.
 func (b *Blob) askSpans(ctx context.Context, off, stop, extent int64) (f *fetch, reach int64, err error) {
-	geo, form := &b.s.geo, cut{extent: extent}
+	geo, form := &b.s.geo, cut{extent: min(extent, int64(b.s.c.opts.ExtentSize))}
 	first, last := geo.span(off, stop)
 	first, last = geo.window(first, last, form)
 	m := b.ahead.follow(off, geo.start(first), geo.start(last), int64(b.s.c.opts.MaxExtent), geo.edge)

@@ -106,11 +106,11 @@ func (s *stream) supply(ctx context.Context, i int) *supply {
 		return u
 	}
 	u.head = s.b.head(i)
-	if i == s.last.span {
-		u.kept = slices.Clone(u.head)
-	}
 	if need, size := s.last.wanted(); need < size {
 		u.asked, u.keepFrom = first+likely(end-first, int64(need), int64(size)), first
+		if i == s.last.span {
+			u.kept = slices.Clone(u.head)
+		}
 	}
 	u.asked = max(u.asked, u.pos+int64(len(u.head)))
 	return u

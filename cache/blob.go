@@ -54,6 +54,12 @@ func newBlob(s *store, src fetcher.Blob, m *made) *Blob {
 // Size returns the length of the blob in bytes.
 func (b *Blob) Size() int64 { return b.s.geo.size }
 
+// Held returns how many bytes of the blob are on disk, nearly.
+func (b *Blob) Held() int64 { return min(b.s.used.Load(), b.Size()) }
+
+// Closed reports whether b is closed.
+func (b *Blob) Closed() bool { return b.closed.Load() }
+
 // Stats returns what was read through b.
 func (b *Blob) Stats() ReadStats {
 	s := b.count.load()

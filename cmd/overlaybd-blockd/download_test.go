@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/overlaybd-go/overlaybd/conf"
 	"github.com/overlaybd-go/overlaybd/daemon/blockapi"
 	"github.com/overlaybd-go/overlaybd/fetcher/fetchertest"
@@ -130,7 +132,7 @@ func (m *machine) layerOf(content []byte) []byte {
 }
 
 func readFile(path string, n int) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0) // past the page cache
 	if err != nil {
 		return nil, err
 	}

@@ -91,6 +91,10 @@ type Attachment struct {
 	// device needs no network any more.
 	LayerBytes int64 `json:"layer_bytes"`
 	LocalBytes int64 `json:"local_bytes"`
+
+	// Near says that reads hardly need the network: nearly all that the layers
+	// have is on the node, downloaded or in the block cache.
+	Near bool `json:"near"`
 }
 
 // State says how a device fares.

@@ -94,7 +94,7 @@ func TestValuesCross(t *testing.T) {
 	want := blockapi.Attachment{
 		ID: "17", SpecPath: "/snap/17/block/config.v1.json", Path: "/run/blockd/17/block", File: true,
 		Writable: true, Size: 64 << 30, Image: "https://registry/v2/redis/blobs",
-		State: blockapi.Waiting, Error: "registry: no route to host", FetchedBytes: 1, CachedBytes: 2, LayerBytes: 4, LocalBytes: 3,
+		State: blockapi.Waiting, Error: "registry: no route to host", FetchedBytes: 1, CachedBytes: 2, LayerBytes: 4, LocalBytes: 3, Near: true,
 	}
 	var calls []string
 	c := connect(t, &fake{

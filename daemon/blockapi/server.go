@@ -102,6 +102,7 @@ func toProto(a Attachment) *blockpb.Attachment {
 		CachedBytes:  a.CachedBytes,
 		LayerBytes:   a.LayerBytes,
 		LocalBytes:   a.LocalBytes,
+		Near:         a.Near,
 	}
 }
 
@@ -121,5 +122,6 @@ func fromProto(a *blockpb.Attachment) Attachment {
 		CachedBytes:  a.GetCachedBytes(),
 		LayerBytes:   a.GetLayerBytes(),
 		LocalBytes:   a.GetLocalBytes(),
+		Near:         a.GetNear(),
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/overlaybd-go/overlaybd/backend/fuse"
 	"github.com/overlaybd-go/overlaybd/cache"
@@ -158,9 +159,27 @@ func (n *node) attach(id, path string) blockapi.Attachment {
 	return a
 }
 
+// awaitNear waits until the device id is called near.
+func (n *node) awaitNear(id, path string) {
+	n.t.Helper()
+	for !n.attach(id, path).Near {
+		select {
+		case <-time.After(time.Millisecond):
+		case <-n.t.Context().Done():
+			n.t.Fatalf("device %s is never near", id)
+		}
+	}
+}
+
+// openDevice opens a device for reads that all reach its daemon: the kernel
+// keeps nothing.
+func openDevice(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
+}
+
 func fileHash(t *testing.T, path string) string {
 	t.Helper()
-	f, err := os.Open(path)
+	f, err := openDevice(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,7 +206,11 @@ func TestAttachRemoteImage(t *testing.T) {
 		t.Errorf("result file says %q, %v", result, err)
 	}
 
+	if a.Near {
+		t.Error("called near before anything was read")
+	}
 	again := n.attach("1", path)
+	n.awaitNear("1", path)
 	if again.Path != a.Path || again.FetchedBytes == 0 {
 		t.Errorf("attached again: %+v; want the same device with bytes fetched", again)
 	}
@@ -327,7 +350,7 @@ func TestWritableVolume(t *testing.T) {
 	}
 	b := n.attach("2", n.save("2", &spec.Volume{Lowers: []spec.Lower{{File: sealed}}}))
 	got := make([]byte, len(want))
-	f, err := os.Open(b.Path)
+	f, err := openDevice(b.Path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -56,7 +56,7 @@ func (n *node) fill(server *need.S3Server, bucket string, blob []byte) {
 // wantAll expects the whole device to read as content, to its last byte.
 func wantAll(t *testing.T, device string, content []byte) {
 	t.Helper()
-	f, err := os.Open(device)
+	f, err := openDevice(device)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -74,6 +74,7 @@ func (d *device) attachment() blockapi.Attachment {
 	}
 	a.State, a.Error = d.state()
 	a.FetchedBytes, a.CachedBytes = d.meter.bytes()
+	a.Near = d.live != nil && d.meter.near()
 	if d.layers != nil {
 		a.LocalBytes, a.LayerBytes = d.layers.Progress()
 	}

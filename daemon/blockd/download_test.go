@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/overlaybd-go/overlaybd/daemon/download"
 	"github.com/overlaybd-go/overlaybd/fetcher/fetchertest"
 	"github.com/overlaybd-go/overlaybd/image/spec"
@@ -56,21 +54,6 @@ func (n *node) awaitLocal() {
 	}
 }
 
-// wantUncached expects [readOff, readOff+readLen) to read well, though the
-// kernel has none of it.
-func wantUncached(t *testing.T, device string, content []byte) {
-	t.Helper()
-	f, err := os.Open(device)
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
-	if err := errors.Join(err, f.Close()); err != nil {
-		t.Fatal(err)
-	}
-	wantRead(t, device, content)
-}
-
 func (n *node) wantFile(file string) {
 	n.t.Helper()
 	got, err := os.ReadFile(file)
@@ -95,7 +78,7 @@ func TestDownload(t *testing.T) {
 	for range 2 {
 		wg.Go(func() {
 			for ctx.Err() == nil {
-				wantUncached(t, a.Path, content)
+				wantRead(t, a.Path, content)
 			}
 		})
 	}
@@ -103,10 +86,11 @@ func TestDownload(t *testing.T) {
 	cancel()
 	wg.Wait()
 	n.wantFile(file)
+	n.awaitNear("1", path)
 
 	n.registry.ResetLog()
 	n.registry.SetDown(true)
-	wantUncached(t, a.Path, content)
+	wantRead(t, a.Path, content)
 	wantAll(t, a.Path, content)
 	if err := n.Detach(t.Context(), "1"); err != nil {
 		t.Fatal(err)
@@ -151,7 +135,7 @@ func TestDownloadShared(t *testing.T) {
 		t.Error(err)
 	}
 	for _, id := range []string{"2", "3"} {
-		wantUncached(t, n.attach(id, filepath.Join(n.dir, id+".json")).Path, content)
+		wantRead(t, n.attach(id, filepath.Join(n.dir, id+".json")).Path, content)
 	}
 }
 
@@ -187,7 +171,7 @@ func TestDownloadRots(t *testing.T) {
 	for i := range 2 {
 		n.awaitLocal()
 		rot(t, file, contentSize/4, contentSize*3/4)
-		wantUncached(t, a.Path, content)
+		wantRead(t, a.Path, content)
 		n.awaitLocal()
 		n.wantFile(file)
 		if got := n.downloads.Stats(); got.Damaged != int64(i+1) {
@@ -202,7 +186,7 @@ func TestDownloadRots(t *testing.T) {
 		t.Fatal(err)
 	}
 	rot(t, file, 0, int64(len(n.blob)))
-	wantUncached(t, n.attach("1", path).Path, content)
+	wantRead(t, n.attach("1", path).Path, content)
 	n.awaitLocal()
 	n.wantFile(file)
 }

@@ -52,6 +52,21 @@ func (m *meter) add(b fetcher.Blob) {
 	m.blobs = append(m.blobs, cached)
 }
 
+// near reports whether nearly all of the blobs is in the cache. Those that are
+// closed have been downloaded since.
+func (m *meter) near() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var held, size int64
+	for _, b := range m.blobs {
+		if !b.Closed() {
+			held += b.Held()
+			size += b.Size()
+		}
+	}
+	return held >= size-size/16
+}
+
 // bytes returns what came over the network and what the cache answered.
 func (m *meter) bytes() (fetched, cached int64) {
 	m.mu.Lock()

@@ -92,7 +92,7 @@ func (n *node) attachPushed() (device string, content []byte) {
 // read reads [readOff, readOff+readLen) of the device.
 func read(t *testing.T, device string) ([]byte, error) {
 	t.Helper()
-	f, err := os.Open(device)
+	f, err := openDevice(device)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -295,7 +295,7 @@ func TestFullDisk(t *testing.T) {
 	device, content := n.attachPushed()
 	for range 2 {
 		got := make([]byte, contentSize)
-		f, err := os.Open(device)
+		f, err := openDevice(device)
 		if err != nil {
 			t.Fatal(err)
 		}

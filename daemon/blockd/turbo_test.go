@@ -146,7 +146,7 @@ func TestTurboIsLazy(t *testing.T) {
 func wantTurbo(t *testing.T, device string, content []byte) {
 	t.Helper()
 	wantAll(t, device, content)
-	f, err := os.Open(device)
+	f, err := openDevice(device)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +270,7 @@ func TestTurboHang(t *testing.T) {
 }
 
 func readAt(device string, off int64) ([]byte, error) {
-	f, err := os.Open(device)
+	f, err := openDevice(device)
 	if err != nil {
 		return nil, err
 	}

@@ -91,6 +91,7 @@ type Attachment struct {
 	Exporter      string                 `protobuf:"bytes,12,opt,name=exporter,proto3" json:"exporter,omitempty"`
 	LayerBytes    int64                  `protobuf:"varint,13,opt,name=layer_bytes,json=layerBytes,proto3" json:"layer_bytes,omitempty"`
 	LocalBytes    int64                  `protobuf:"varint,14,opt,name=local_bytes,json=localBytes,proto3" json:"local_bytes,omitempty"`
+	Near          bool                   `protobuf:"varint,15,opt,name=near,proto3" json:"near,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -221,6 +222,13 @@ func (x *Attachment) GetLocalBytes() int64 {
 		return x.LocalBytes
 	}
 	return 0
+}
+
+func (x *Attachment) GetNear() bool {
+	if x != nil {
+		return x.Near
+	}
+	return false
 }
 
 type DetachRequest struct {
@@ -634,7 +642,7 @@ const file_daemon_blockapi_blockapi_proto_rawDesc = "" +
 	"\x1edaemon/blockapi/blockapi.proto\x12\x12overlaybd.block.v1\"<\n" +
 	"\rAttachRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
-	"\tspec_path\x18\x02 \x01(\tR\bspecPath\"\xf9\x02\n" +
+	"\tspec_path\x18\x02 \x01(\tR\bspecPath\"\x8d\x03\n" +
 	"\n" +
 	"Attachment\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
@@ -653,7 +661,8 @@ const file_daemon_blockapi_blockapi_proto_rawDesc = "" +
 	"\vlayer_bytes\x18\r \x01(\x03R\n" +
 	"layerBytes\x12\x1f\n" +
 	"\vlocal_bytes\x18\x0e \x01(\x03R\n" +
-	"localBytes\"\x1f\n" +
+	"localBytes\x12\x12\n" +
+	"\x04near\x18\x0f \x01(\bR\x04near\"\x1f\n" +
 	"\rDetachRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x10\n" +
 	"\x0eDetachResponse\"\x14\n" +

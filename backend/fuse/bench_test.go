@@ -30,6 +30,11 @@ func BenchmarkRead(b *testing.B) {
 	need.FUSE(b)
 	image := ext4Image(b)
 	d := export(b, newExporter(b), "bench", backendtest.ReadOnly(openFileVolume(b, image)))
+	device, err := os.Open(d.Path())
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer device.Close()
 	files := []*os.File{openBig(b, image, 0), openBig(b, d.Path(), 0), openBig(b, d.Path(), unix.LO_FLAGS_DIRECT_IO)}
 	for _, c := range []struct {
 		name    string
@@ -49,6 +54,7 @@ func BenchmarkRead(b *testing.B) {
 			for b.Loop() {
 				for i, f := range files {
 					dropCache(b, f)
+					dropCache(b, device)
 					start := time.Now()
 					inParallel(b, c.readers, func(seed uint64) error { return c.read(f, seed, c.bytes/int64(c.readers)) })
 					took[i] = append(took[i], time.Since(start))

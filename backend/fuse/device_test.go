@@ -105,7 +105,7 @@ func TestLargeRequests(t *testing.T) {
 		want := map[backendtest.Op]int64{backendtest.Read: 1 << 20}
 		buf := make([]byte, 1<<20)
 		if readOnly {
-			f := open(t, export(t, e, name, backendtest.ReadOnly(v)), os.O_RDONLY)
+			f := open(t, export(t, e, name, backendtest.ReadOnly(v)), os.O_RDONLY|unix.O_DIRECT)
 			if _, err := f.ReadAt(buf, 1<<20); err != nil {
 				t.Error(err)
 			}

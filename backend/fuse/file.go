@@ -102,6 +102,10 @@ func (s *server) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fus
 	if s.disk.w == nil && in.Flags&unix.O_ACCMODE != unix.O_RDONLY {
 		return fuse.EROFS
 	}
+	if s.disk.w == nil {
+		out.OpenFlags = fuse.FOPEN_KEEP_CACHE // nobody changes the content
+		return fuse.OK
+	}
 	out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES
 	return fuse.OK
 }

@@ -7,9 +7,9 @@
 // Every device is a FUSE mount of its own at Dir/<id> with the one file
 // "block" in it, so that abort, hang and teardown are per device. The file is
 // put to use through a loop device, or by mounting EROFS straight from it with
-// mount(2). It has no page cache of its own: a loop device with direct I/O is
-// faster, most of all for concurrent reads (BenchmarkRead), and one without
-// holds the data no more than once either.
+// mount(2). One that is read-only has a page cache, which the kernel reads ahead
+// into. Who has one of his own reads with O_DIRECT, as a loop device with direct
+// I/O does: that is faster, most of all for concurrent reads (BenchmarkRead).
 //
 // Three things to know:
 //

@@ -119,7 +119,11 @@ func (s *Snapshotter) attach(ctx context.Context, st stack) (blockmount.Device, 
 			a, err = s.opts.Block.Attach(ctx, id, s.at.spec(id))
 		}
 	}
-	return blockmount.Device{Path: a.Path, File: a.File}, err
+	return deviceOf(a), err
+}
+
+func deviceOf(a blockapi.Attachment) blockmount.Device {
+	return blockmount.Device{Path: a.Path, File: a.File, Near: a.Near}
 }
 
 // restoreSpec writes the spec of st again if a power cut took it.
@@ -144,6 +148,7 @@ func (s *Snapshotter) mountAttached(ctx context.Context, st stack, dev blockmoun
 		return err
 	}
 	if mounted && s.readMark(id) == markOf(dev) {
+		s.settle(id, dev)
 		return nil
 	}
 	// What is mounted there is on a device that is gone. Until the mark is

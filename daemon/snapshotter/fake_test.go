@@ -270,6 +270,15 @@ func (f *fakeBlock) register(path, text string) digest.Digest {
 	return dgst
 }
 
+// near has the device id come to the node.
+func (f *fakeBlock) near(id string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a := f.devices[id]
+	a.Near = true
+	f.devices[id] = a
+}
+
 func mkfs(t testing.TB, name string, args ...string) {
 	t.Helper()
 	if out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput(); err != nil {

@@ -82,8 +82,7 @@ func (s *Snapshotter) dropDead(id string, a blockapi.Attachment) {
 	if a.State == blockapi.Suspended {
 		return
 	}
-	dev := blockmount.Device{Path: a.Path, File: a.File}
-	if a.ID != "" && a.State != blockapi.Failed && s.readMark(id) == markOf(dev) {
+	if a.ID != "" && a.State != blockapi.Failed && s.readMark(id) == markOf(deviceOf(a)) {
 		return
 	}
 	if err := blockmount.Abandon(s.at.mountpoint(id)); err != nil {

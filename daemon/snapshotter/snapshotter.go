@@ -210,6 +210,7 @@ func open(ctx context.Context, opts Options) (*Snapshotter, error) {
 	s.notLazy = referrer.OpenJournal(s.at.notLazy())
 	s.expected = make(chan announcement, spec.MaxLowers)
 	s.work.Go(s.announce)
+	s.work.Go(s.settleAll)
 	return s, nil
 }
 

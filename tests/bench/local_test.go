@@ -78,8 +78,8 @@ func onNode(b *testing.B, img e2e.Image) (r roots) {
 	node.Pull(plain)
 	r.plain = node.Mount("overlayfs", plain)
 	node.Ctr("rpull", "--plain-http", block)
-	r.block = node.Mount("overlaybd", block)
-	archive(b, r.block)
+	archive(b, node.Mount("overlaybd", block))
+	r.block = node.Mount("overlaybd", block) // as on the start of the next container
 	r.loop = mountFlat(b, node)
 	settle(b, node.Dir)
 	return r

@@ -166,7 +166,7 @@ func (b *Blob) ask(ctx context.Context, off, stop, end int64) (f *fetch, reach i
 	if b.s.geo.spanned() {
 		return b.askSpans(ctx, off, stop, extent)
 	}
-	m := b.ahead.advance(off, stop, extent, most, b.s.coming(off))
+	m := b.ahead.advance(off, stop, extent, most, b.s.c.link.dense(most), b.s.coming(off))
 	f, reach, err = b.first(ctx, want{off: off, end: m.now, until: m.now, cut: cut{extent: extent, unit: m.unit}})
 	if m.from = alignUp(m.from, extent); err != nil || m.from >= min(m.ahead, b.s.geo.size) {
 		return f, reach, err

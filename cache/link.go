@@ -42,6 +42,10 @@ const (
 	// least possible there, where it would be 3.5 times.
 	worth = 8 * time.Millisecond
 	thin  = 50e6 // bytes per second
+
+	// thinner is what no fat link is taken for, however busy the machine is. On
+	// one of less than 240 Mbit/s, a region of which half is wanted is not filled.
+	thinner = 30e6 // bytes per second
 )
 
 // first takes note of a fetch's first byte, which came so long after it was
@@ -85,6 +89,19 @@ func (l *link) last() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.flowing--
+}
+
+// dense returns how much of a region of so many bytes must have been asked for
+// until the rest is, too: half, and on a thin link all of it, as far as the number
+// of requests tells. Of Node.js's own library a good half is read: the rest of its
+// regions costs a start 10 MB of 42, and spares it a fifth of its round trips.
+func (l *link) dense(region int64) int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.rate > 0 && l.rate < thinner {
+		return region
+	}
+	return region / 2
 }
 
 // extent returns how many bytes a request for a few should ask for: a power of

@@ -64,3 +64,50 @@ func network(latency time.Duration, rate int64) func(ctx context.Context, off, n
 		return nil
 	}
 }
+
+// TestDense: a region of which half is wanted comes as a whole, unless the link
+// is thin.
+func TestDense(t *testing.T) {
+	data := content(64 << 20)
+	for _, tc := range []struct {
+		name  string
+		rate  int64 // bytes per second
+		whole bool
+	}{
+		{"1 Gbit/s", 1e9 / 8, true},
+		{"200 Mbit/s", 200e6 / 8, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := openCache(t, cache.Options{})
+				src := newSource(data)
+				src.piece = 16 << 10
+				far := network(50*time.Millisecond, tc.rate)
+				src.serve = func(ctx context.Context, off, n int64) error {
+					if off >= 48<<20 && off%(256<<10) == 0 && off%(4<<20) != 0 {
+						time.Sleep(50 * time.Millisecond)
+					}
+					return far(ctx, off, n)
+				}
+				b := openBlob(t, c, "x", src)
+				if err := b.Prefetch(t.Context(), 0, 32<<20); err != nil {
+					t.Fatal(err)
+				}
+				src.asked()
+				for i := range int64(8) { // from the back, so that it is no stream
+					if _, err := b.ReadAt(t.Context(), make([]byte, 4<<10), 52<<20-(i+1)<<19); err != nil {
+						t.Fatal(err)
+					}
+				}
+				c.Quiesce()
+				var sum int64
+				for _, r := range src.asked() {
+					sum += r.end - r.off
+				}
+				if got := sum == 4<<20; got != tc.whole {
+					t.Errorf("%d bytes of the region were fetched", sum)
+				}
+			})
+		})
+	}
+}

@@ -34,8 +34,9 @@ type move struct {
 }
 
 // advance takes note of a read of bytes [off, end) that had to wait, for bytes
-// that are coming or that nobody has asked for.
-func (r *readahead) advance(off, end int64, extent, most int64, coming bool) move {
+// that are coming or that nobody has asked for. Of a region dense bytes must have
+// been asked for until all of it is.
+func (r *readahead) advance(off, end int64, extent, most, dense int64, coming bool) move {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i := range r.streams {
@@ -47,12 +48,12 @@ func (r *readahead) advance(off, end int64, extent, most int64, coming bool) mov
 		case off < st.next: // the reader came to what was asked for ahead
 			return move{unit: extent, now: end, from: end, ahead: st.ahead(most)}
 		default:
-			m := r.regions.enter(off, end, extent, most, coming)
+			m := r.regions.enter(off, end, extent, most, dense, coming)
 			st.grow(&m, off, extent, most)
 			return m
 		}
 	}
-	m := r.regions.enter(off, end, extent, most, coming)
+	m := r.regions.enter(off, end, extent, most, dense, coming)
 	next := max(off&^(m.unit-1)+m.unit, alignUp(end, extent))
 	r.streams[r.oldest] = stream{start: off, mark: next, next: next, window: extent}
 	r.oldest = (r.oldest + 1) % len(r.streams)

@@ -6,8 +6,9 @@ package cache
 // are as large as the largest request. The first in a region may be the only
 // one, such as that of a header. From the second on requests are four extents,
 // which spares a program's start round trips. Where they have asked for half of
-// a region, the rest comes too; and who has read two regions in a row like that
-// reads everything, in whatever order, such as tar, and gets the next ones whole.
+// a region, or more on a thin link, the rest comes too; and who has read two
+// regions in a row like that reads everything, in whatever order, such as tar, and
+// gets the next ones whole.
 type regions map[int64]int
 
 const (
@@ -22,7 +23,7 @@ const (
 // stream was expected. Bytes that are coming, because somebody knew that they
 // would be read, tell nothing of others around them, unless they come because
 // all of the region does.
-func (r *regions) enter(off, end, extent, most int64, coming bool) move {
+func (r *regions) enter(off, end, extent, most, dense int64, coming bool) move {
 	if *r == nil {
 		*r = make(regions)
 	}
@@ -32,10 +33,10 @@ func (r *regions) enter(off, end, extent, most int64, coming bool) move {
 	}
 	(*r)[region]++
 	switch {
-	case r.dense(region-1, extent, most) && r.dense(region-2, extent, most):
+	case r.asked(region-1, extent) >= dense && r.asked(region-2, extent) >= dense:
 		(*r)[region], (*r)[region+1] = whole, whole
 		return move{unit: most, now: end, from: region * most, ahead: (region + 2) * most}
-	case r.dense(region, extent, most):
+	case r.asked(region, extent) >= dense:
 		return move{unit: most, now: end, from: region * most, ahead: (region + 1) * most}
 	case (*r)[region] > 1:
 		return move{unit: min(4*extent, most), now: end}
@@ -43,8 +44,10 @@ func (r *regions) enter(off, end, extent, most int64, coming bool) move {
 	return move{unit: extent, now: end}
 }
 
-// dense reports whether half of a region has been asked for.
-func (r *regions) dense(region, extent, most int64) bool {
-	n := (*r)[region]
-	return n >= few && int64(n)*4*extent >= most/2
+// asked returns about how many bytes of a region have been asked for.
+func (r *regions) asked(region, extent int64) int64 {
+	if n := int64((*r)[region]); n >= few {
+		return n * 4 * extent
+	}
+	return 0
 }

@@ -215,6 +215,7 @@ func TestUsage(t *testing.T) {
 		"-r h/r -i a -o b --bs 5":                                                exitUsage,
 		"-r h/r -i a -o b --vsize 0":                                             exitUsage,
 		"-r h/r -i a -o b --jobs 0":                                              exitUsage,
+		"-r h/r -i a -o b --level worst":                                         exitUsage,
 		"-r h/r -i a -o b --algorithm gzip":                                      exitUsage,
 		"-r h/r -i a -o b --platform //":                                         exitUsage,
 		"-r h/r -i a -o b --db-type oracle":                                      exitUsage,

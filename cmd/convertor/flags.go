@@ -28,7 +28,8 @@ type flags struct {
 	platform                             []string
 	oci, mkfs, referrer, flatten         bool
 	vsize, blockSize, jobs, concurrency  int
-	baseLayer, algorithm, dbStr, dbType  string
+	baseLayer, algorithm, level          string
+	dbStr, dbType                        string
 	plain, insecure, verbose, json       bool
 	certDirs, rootCAs, clientCerts       []string
 	noUpload, dump, reserve, appendsOnly bool
@@ -55,6 +56,7 @@ func (f *flags) register(s *pflag.FlagSet) {
 	s.StringVar(&f.baseLayer, "base-layer", "/opt/overlaybd/baselayers/ext4_64", "block layer with a file system")
 	s.IntVar(&f.vsize, "vsize", 64, "size of the disk in GiB, with --mkfs")
 	s.StringVar(&f.algorithm, "algorithm", "lz4", "compression, lz4 or zstd")
+	s.StringVar(&f.level, "level", "normal", "normal, or best: 6 % fewer bytes for several times the processor time")
 	s.IntVar(&f.blockSize, "bs", 4, "compressed block in KiB: 4, 8, 16, 32 or 64")
 	s.IntVar(&f.jobs, "jobs", runtime.GOMAXPROCS(0), "threads that compress")
 	s.IntVar(&f.concurrency, "concurrency-limit", 4, "manifests converted at a time; 0 for no limit")
@@ -128,7 +130,11 @@ func (s *settings) readNumbers() error {
 	if err != nil {
 		return usage("--algorithm: %w", err)
 	}
-	s.compression = zfile.Options{Algorithm: algorithm, BlockSize: s.blockSize << 10, Workers: s.jobs}
+	level, err := zfile.ParseLevel(s.level)
+	if err != nil {
+		return usage("--level: %w", err)
+	}
+	s.compression = zfile.Options{Algorithm: algorithm, Level: level, BlockSize: s.blockSize << 10, Workers: s.jobs}
 	return nil
 }
 

@@ -29,6 +29,7 @@ import (
 	"github.com/overlaybd-go/overlaybd/image/convert/remote"
 	"github.com/overlaybd-go/overlaybd/image/convert/store"
 	"github.com/overlaybd-go/overlaybd/image/gzidx"
+	"github.com/overlaybd-go/overlaybd/image/zfile"
 )
 
 // generation is part of the key of what is remembered: it grows whenever a
@@ -234,6 +235,9 @@ func (o *output) remember(a *assembly, db *dedup.DB, blocks *cache.Cache) error 
 func (a *assembly) determinants(f convert.Format) (options map[string]string, err error) {
 	options = map[string]string{
 		"algorithm": a.algorithm, "bs": strconv.Itoa(a.blockSize), "vsize": strconv.Itoa(a.vsize), "fs": a.fsType,
+	}
+	if a.compression.Level != zfile.Normal {
+		options["level"] = a.level
 	}
 	if f != convert.Native {
 		options["kind"], options["span"] = f.String(), strconv.Itoa(gzidx.DefaultSpan)

@@ -24,8 +24,8 @@ type batch struct {
 	done    chan struct{} // receives once when compressed
 }
 
-func newBatch(h *header) (*batch, error) {
-	c, err := newCompressor(h.algorithm)
+func newBatch(h *header, l Level) (*batch, error) {
+	c, err := newCompressor(h.algorithm, l)
 	return &batch{h: h, c: c, in: make([]byte, 0, batchSize), done: make(chan struct{}, 1)}, err
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"testing"
 	"time"
 
@@ -169,4 +170,33 @@ func BenchmarkWriter(b *testing.B) {
 			ratio(b, len(raw), func(int) { write(1) }, func(int) { write(2) })
 		})
 	}
+}
+
+// BenchmarkLevel: how many bytes does the best level save, and at what cost? The
+// content is this test's own program, in blocks of 16 KiB.
+func BenchmarkLevel(b *testing.B) {
+	raw := programText(b)
+	for _, a := range algorithms {
+		write := func(l zfile.Level) int {
+			return len(compress(b, raw, zfile.Options{Algorithm: a, BlockSize: 16 << 10, Level: l, Workers: 1}))
+		}
+		b.Run(a.String(), func(b *testing.B) {
+			ratio(b, len(raw), func(int) { write(zfile.Normal) }, func(int) { write(zfile.Best) })
+			b.ReportMetric(float64(write(zfile.Best))/float64(write(zfile.Normal)), "x-bytes")
+		})
+	}
+}
+
+// programText returns 2 MB of this test's own program.
+func programText(tb testing.TB) []byte {
+	tb.Helper()
+	name, err := os.Executable()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	raw, err := os.ReadFile(name)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return raw[:min(len(raw), 2_000_001)]
 }

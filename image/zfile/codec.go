@@ -99,15 +99,26 @@ func unzstd(dst, src []byte) (int, error) {
 // A compressor compresses blocks one after the other, each on its own: the
 // bytes of a block do not depend on the blocks before it.
 type compressor struct {
-	lz4  *lz4.CompressorCCompat
+	lz4  lz4Compressor
 	zstd *zstd.Encoder
 }
 
-func newCompressor(a Algorithm) (*compressor, error) {
+type lz4Compressor interface {
+	CompressBlock(src, dst []byte) (int, error)
+}
+
+func newCompressor(a Algorithm, l Level) (*compressor, error) {
+	if a == LZ4 && l == Best {
+		return &compressor{lz4: &lz4.CompressorHC{Level: lz4.Level9}}, nil
+	}
 	if a == LZ4 {
 		return &compressor{lz4: new(lz4.CompressorCCompat)}, nil
 	}
-	e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedDefault),
+	effort := zstd.SpeedDefault
+	if l == Best {
+		effort = zstd.SpeedBestCompression
+	}
+	e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(effort),
 		zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true), zstd.WithWindowSize(maxBlockSize))
 	return &compressor{zstd: e}, err
 }

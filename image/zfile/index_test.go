@@ -75,7 +75,7 @@ type madeFile struct {
 }
 
 var makeLongFile = sync.OnceValue(func() madeFile {
-	c, err := newCompressor(LZ4)
+	c, err := newCompressor(LZ4, Normal)
 	if err != nil {
 		return madeFile{err: err}
 	}

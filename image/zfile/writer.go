@@ -16,6 +16,9 @@ type Options struct {
 	// Algorithm compresses the blocks; LZ4 if zero.
 	Algorithm Algorithm
 
+	// Level is how hard they try to make blocks small.
+	Level Level
+
 	// BlockSize is what is compressed at a time and the least that a reader
 	// decompresses: a power of two from 4 to 64 KiB, 4 KiB if zero. At 64 KiB
 	// data that does not compress fails with ErrBlockTooLong.
@@ -36,12 +39,13 @@ type Options struct {
 var ErrBlockTooLong = errors.New("compressed block longer than 64 KiB")
 
 // A Writer compresses a stream into a ZFile. The output is a function of the
-// input, the algorithm, the block size and NoChecksum alone, and is written
+// input, the algorithm, the level, the block size and NoChecksum alone, and is written
 // strictly in order. LZ4 output is what the reference implementation writes
 // without rewriting its header, byte for byte.
 type Writer struct {
 	w       io.Writer
 	h       header
+	level   Level
 	workers int
 
 	filling *batch   // takes input
@@ -69,7 +73,7 @@ func NewWriter(w io.Writer, opts Options) (*Writer, error) {
 	if bs := opts.BlockSize; bs < 4<<10 || bs > maxBlockSize || bs&(bs-1) != 0 {
 		return nil, fmt.Errorf("zfile block size of %d bytes: want a power of two from 4096 to %d", bs, maxBlockSize)
 	}
-	z := &Writer{w: w, workers: opts.Workers, h: header{
+	z := &Writer{w: w, level: opts.Level, workers: opts.Workers, h: header{
 		flags:     flagHeader | flagData | flagDigest,
 		blockSize: uint32(opts.BlockSize),
 		algorithm: opts.Algorithm,
@@ -79,7 +83,7 @@ func NewWriter(w io.Writer, opts Options) (*Writer, error) {
 		return nil, err
 	}
 	var err error
-	if z.filling, err = newBatch(&z.h); err != nil {
+	if z.filling, err = newBatch(&z.h, z.level); err != nil {
 		return nil, err
 	}
 	if err := z.emit(z.h.marshal()); err != nil {
@@ -150,7 +154,7 @@ func (z *Writer) submit() {
 		return
 	}
 	var err error
-	if z.filling, err = newBatch(&z.h); err != nil {
+	if z.filling, err = newBatch(&z.h, z.level); err != nil {
 		z.fail(err)
 	}
 }

@@ -37,6 +37,26 @@ func TestWriteReadIdentity(t *testing.T) {
 	}
 }
 
+// TestBestLevel: more work makes fewer bytes, the same ones whoever works.
+func TestBestLevel(t *testing.T) {
+	raw := programText(t)
+	for _, a := range algorithms {
+		for _, bs := range []int{4 << 10, 64 << 10} {
+			normal := compress(t, raw, zfile.Options{Algorithm: a, BlockSize: bs})
+			best := compress(t, raw, zfile.Options{Algorithm: a, BlockSize: bs, Level: zfile.Best, Workers: 1})
+			if len(best) >= len(normal) {
+				t.Errorf("%s, %d: %d bytes by the best level, %d by the normal one", a, bs, len(best), len(normal))
+			}
+			if got := readAll(t, open(t, memBlob(best))); !bytes.Equal(got, raw) {
+				t.Errorf("%s, %d: read %d other bytes", a, bs, len(got))
+			}
+			if got := compress(t, raw, zfile.Options{Algorithm: a, BlockSize: bs, Level: zfile.Best, Workers: 8}); !bytes.Equal(got, best) {
+				t.Errorf("%s, %d: 8 workers wrote other bytes than one", a, bs)
+			}
+		}
+	}
+}
+
 // The sizes of the writes leave no trace.
 func TestWriteInPieces(t *testing.T) {
 	raw := mixed(700_000)

@@ -21,7 +21,7 @@ demo: setup build ## run Python from an image that is not here yet; needs root
 	@$(GO) build -o bin/demo ./tests/demo && exec bin/demo
 
 test: setup ## run every test with the race detector, some in guests; needs root
-	CGO_ENABLED=1 REQUIRE=root,fuse,loop,golden,mariadb,s3,qemu,commands,time $(GO) test -race -timeout 40m ./tests/vm ./... # guests first: they take longest
+	CGO_ENABLED=1 REQUIRE=root,fuse,loop,erofs,golden,mariadb,s3,qemu,commands,time $(GO) test -race -timeout 40m ./tests/vm ./... # guests first: they take longest
 	$(GO) test -run Alloc ./backend/fuse ./backend/ublk ./cache ./daemon/download ./image/lsmt ./image/zfile # which the race detector changes
 
 test-vm: ## run the tests for kernels that this machine lacks, in QEMU; KILLS=200

@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Root skips the test unless it runs as root.
@@ -40,6 +42,19 @@ func Loop(t testing.TB) {
 		_ = f.Close()
 	}
 	check(t, "loop", err == nil && os.Geteuid() == 0, "/dev/loop-control cannot be opened by root")
+}
+
+// EROFS skips the test unless the kernel mounts EROFS from a file and lets one
+// choose whether past that one's page cache, as Linux does since 6.13.
+func EROFS(t testing.TB) {
+	t.Helper()
+	Root(t)
+	fs, err := unix.Fsopen("erofs", unix.FSOPEN_CLOEXEC)
+	if err == nil {
+		err = unix.FsconfigSetFlag(fs, "directio")
+		_ = unix.Close(fs)
+	}
+	check(t, "erofs", err == nil, fmt.Sprintf("the kernel has no EROFS with the option directio: %v", err))
 }
 
 // Time skips the test if tests are to be short, and says why it is not.

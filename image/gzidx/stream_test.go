@@ -4,33 +4,15 @@ package gzidx_test
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"io"
 	"slices"
 	"testing"
 	"testing/synctest"
 
+	"github.com/overlaybd-go/overlaybd/fetcher/fetchertest"
 	"github.com/overlaybd-go/overlaybd/image/gzidx"
 )
-
-// A stalling is a source of which the bytes from the n-th on never arrive.
-type stalling struct {
-	memBlob
-	n int64
-}
-
-func (s stalling) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	arrived := min(off+n, s.n)
-	return io.NopCloser(io.MultiReader(bytes.NewReader(s.memBlob[off:max(arrived, off)]), never{ctx})), nil
-}
-
-type never struct{ context.Context }
-
-func (n never) Read([]byte) (int, error) {
-	<-n.Done()
-	return 0, n.Err()
-}
 
 // What has arrived of a span is read, but for the piece that is not whole.
 func TestReadBeforeTheEndOfASpan(t *testing.T) {
@@ -38,7 +20,7 @@ func TestReadBeforeTheEndOfASpan(t *testing.T) {
 	z := gzipped(t, content, 6)
 	_, index := build(t, z, gzidx.Options{Span: 2 << 20})
 	synctest.Test(t, func(t *testing.T) {
-		b := open(t, stalling{z, int64(len(z) / 2)}, index)
+		b := open(t, fetchertest.Stalling{Blob: memBlob(z), N: int64(len(z) / 2)}, index)
 		r, err := b.ReadRange(t.Context(), 0, b.Size())
 		if err != nil {
 			t.Fatal(err)
@@ -92,7 +74,7 @@ func TestForeignSpansAreWhole(t *testing.T) {
 	index := foreign(t, z, 1<<20)
 	all, _ := points(t, index)
 	synctest.Test(t, func(t *testing.T) {
-		b := open(t, stalling{z, all[1].en - 1}, index)
+		b := open(t, fetchertest.Stalling{Blob: memBlob(z), N: all[1].en - 1}, index)
 		done := make(chan error)
 		go func() {
 			_, err := b.ReadAt(t.Context(), make([]byte, 10), 0)

@@ -4,33 +4,15 @@ package zstdidx_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"errors"
 	"io"
 	"testing"
 	"testing/synctest"
 
+	"github.com/overlaybd-go/overlaybd/fetcher/fetchertest"
 	"github.com/overlaybd-go/overlaybd/image/zstdidx"
 )
-
-// A stalling is a source of which the bytes from the n-th on never arrive.
-type stalling struct {
-	memBlob
-	n int64
-}
-
-func (s stalling) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	arrived := min(off+n, s.n)
-	return io.NopCloser(io.MultiReader(bytes.NewReader(s.memBlob[off:max(arrived, off)]), never{ctx})), nil
-}
-
-type never struct{ context.Context }
-
-func (n never) Read([]byte) (int, error) {
-	<-n.Done()
-	return 0, n.Err()
-}
 
 // lastSpan returns where the last span of an index begins in the content and in
 // the zstd file.
@@ -54,7 +36,7 @@ func TestReadBeforeTheEndOfASpan(t *testing.T) {
 		t.Fatal("one span")
 	}
 	synctest.Test(t, func(t *testing.T) {
-		b := open(t, stalling{z, (pos + int64(len(z))) / 2}, index)
+		b := open(t, fetchertest.Stalling{Blob: memBlob(z), N: (pos + int64(len(z))) / 2}, index)
 		r, err := b.ReadRange(t.Context(), start, b.Size()-start)
 		if err != nil {
 			t.Fatal(err)
